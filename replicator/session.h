@@ -51,7 +51,8 @@ enum session_state {
 
 enum session_output { OUTPUT_HOLD, OUTPUT_PASS, OUTPUT_DROP };
 enum session_role { ROLE_NONE, ROLE_ACTIVE_ALONE, ROLE_ACTIVE_PROTECTING, ROLE_STANDBY, ROLE_OUTDATED, ROLE_NUM };
-enum session_guest { GUEST_NONE, GUEST_RUNNING, GUEST_PAUSED };
+/* FRESH: started with -S and never run, so it can be a standby. RUNNING: has run, even if it is stopped now. */
+enum session_guest { GUEST_NONE, GUEST_RUNNING, GUEST_FRESH };
 
 /** What survives a restart of polluxd; written by SA_SAVE, read back in SE_START. */
 struct session_persist {
@@ -80,7 +81,7 @@ struct session_config {
 };
 
 enum session_event_type {
-    SE_START,          /* .persist, .guest: polluxd started and knows its guest */
+    SE_START,          /* .persist, .guest, .flag paired: polluxd started */
     SE_TICK,           /* session_deadline() passed */
     SE_GUEST_ATTACHED, /* .guest: a QEMU was connected later */
     SE_GUEST_LOST,     /* .text: QMP closed, QEMU died */
@@ -202,10 +203,13 @@ struct session_pipe {
     unsigned slot;          /* the slot of the capture in progress */
     unsigned rounds;        /* precopy rounds of the full sync */
     bool capturing;
-    bool final_part;        /* a final capture began: only final captures until it is complete */
+    bool entering;          /* the full sync has converged: only its final capture is left */
+    bool final_part;        /* a final capture filled its slot: the guest is paused until it is complete */
+    bool final_now;         /* a precopy was done: the final capture follows at once */
     bool begun;             /* a part of the executing epoch was sent already */
     bool precopied;         /* the slot holds a precopy to append to */
     bool output_waits;
+    bool output_waits_next; /* a wake-up during a capture: may belong to the epoch after it */
     int64_t epoch_start_ns; /* when the executing epoch began */
     int64_t next_ns;        /* earliest next capture, by the pause budget */
 };
@@ -227,17 +231,18 @@ struct session {
     bool ending, unpairing; /* what to do once alone */
     bool asking;            /* an SA_ASK is out */
     bool forced;            /* generation was taken by promote --force */
-    bool asked;             /* the ask of this generation may have reached the arbiter */
+    bool started;           /* checkpoint-start was asked for and not stopped */
+    bool first_claim;       /* CLAIMING for the first generation: a refusal is an error, not a loss */
     enum session_output output; /* last wanted */
     uint64_t nonce_count;
     uint64_t serial;
     uint64_t wait_save, wait_output, wait_start, wait_stop, wait_load, wait_run; /* serials; 0: none */
     uint64_t rx_complete, rx_acked, rx_applied; /* standby */
-    uint64_t active_epoch;
     struct session_pipe pipe;
     int64_t now_ns;
     int64_t last_rx_ns, last_tx_ns, link_up_ns;
-    int64_t connect_at_ns, ask_at_ns, claiming_since_ns, end_at_ns;
+    int64_t connect_at_ns, ask_at_ns, claiming_since_ns, end_at_ns; /* INT64_MAX: not wanted */
+    int64_t stepped_ns;     /* time of the step before: shows that we ourselves stood still */
     struct session_actions *out; /* during a step */
 };
 

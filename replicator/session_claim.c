@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * session_claim.c - generations: asking the arbiter, what its answers mean, the operator's commands
+ *
+ * Owns: the generation, the nonce and what is saved of them. A time-out leads here and decides when
+ * to ask; only the answer decides who runs.
+ */
+#include <string.h>
+
+#include "session_private.h"
+
+/* Unique among our asks: a random number of this start of polluxd, and a count within it. */
+static void make_nonce(struct session *s, uint8_t nonce[16])
+{
+    s->nonce_count++;
+    memcpy(nonce, &s->config.boot, 8);
+    memcpy(nonce + 8, &s->nonce_count, 8);
+}
+
+void session_save(struct session *s, enum session_role role)
+{
+    s->persist.generation = s->generation;
+    s->persist.role = role;
+    make_nonce(s, s->persist.nonce);
+    session_act_done(s, SA_SAVE, &s->wait_save)->persist = s->persist;
+}
+
+void session_output(struct session *s, enum session_output mode)
+{
+    s->output = mode;
+    session_act_done(s, SA_OUTPUT, &s->wait_output)->code = mode;
+}
+
+void session_stop_checkpoint(struct session *s)
+{
+    if (!s->started)
+        return;
+    s->started = false;
+    s->wait_start = 0;
+    s->pipe.capturing = false;
+    session_act_done(s, SA_CHECKPOINT_STOP, &s->wait_stop);
+}
+
+void session_reply(struct session *s, int code, const char *text)
+{
+    struct session_action *a;
+
+    if (!s->op_pending)
+        return;
+    s->op_pending = false;
+    a = session_act(s, SA_OP_REPLY);
+    a->code = code;
+    snprintf(a->text, sizeof(a->text), "%s", text);
+}
+
+void session_ask(struct session *s)
+{
+    struct session_action *a;
+
+    if (s->asking)
+        return;
+    s->asking = true;
+    s->ask_at_ns = NEVER;
+    a = session_act(s, SA_ASK);
+    a->expect = s->generation;
+    a->next = s->generation + 1;
+    memcpy(a->nonce, s->persist.nonce, sizeof(a->nonce));
+}
+
+/* We run the guest but may no longer (or not yet) call ourselves alone: ask. */
+void session_claim(struct session *s, const char *reason)
+{
+    session_stop_checkpoint(s);
+    session_move(s, ST_CLAIMING, reason);
+    s->claiming_since_ns = s->now_ns;
+    s->connect_at_ns = NEVER;
+    if (MUTANT(PASS_WITHOUT_GRANT))
+        session_output(s, OUTPUT_PASS);
+    session_ask(s);
+}
+
+/* Alone for good or on the way out: what an operator's unpair or a shutdown waits for. */
+void session_finish_alone(struct session *s)
+{
+    if (s->state != ST_ALONE || s->wait_save || s->wait_output || s->wait_stop)
+        return;
+    if (s->ending) {
+        s->end_at_ns = NEVER;
+        session_act(s, SA_EXIT);
+    } else if (s->unpairing) {
+        s->unpairing = false;
+        s->paired = false;
+        session_move(s, ST_NONE, "unpaired by the operator");
+        session_save(s, ROLE_NONE);
+        session_reply(s, 0, "unpaired; the guest runs unprotected");
+    }
+}
+
+static void granted_alone(struct session *s, const char *reason)
+{
+    s->first_claim = false;
+    session_move(s, ST_ALONE, reason);
+    session_output(s, OUTPUT_PASS);
+    session_save(s, ROLE_ACTIVE_ALONE);
+    if (s->frozen)
+        session_act_done(s, SA_RUN, &s->wait_run);
+    s->connect_at_ns = s->paired && !s->ending && !s->unpairing ? s->now_ns : NEVER;
+    if (!s->unpairing)
+        session_reply(s, 0, "the arbiter granted this side; syncing goes on in the background");
+}
+
+static void refused(struct session *s, const struct session_event *e)
+{
+    char text[SESSION_TEXT_BYTES];
+
+    snprintf(text, sizeof(text), "generation %llu was granted to %s",
+             (unsigned long long)e->generation, e->flag ? "this side in another life" : "the other side");
+    if (s->state == ST_STANDBY_ASKING) {
+        session_standby_leave(s, text);
+        return;
+    }
+    if (s->first_claim) {
+        s->first_claim = false;
+        s->paired = false;
+        session_move(s, ST_NONE, "the arbiter refused the first generation");
+        session_reply(s, 106,
+                      "the arbiter already has a history of this VM; if this guest is the copy to "
+                      "keep, say pair --adopt");
+        return;
+    }
+    if (MUTANT(REFUSED_GOES_ON)) {
+        session_move(s, ST_ALONE, text);
+        session_output(s, OUTPUT_PASS);
+        return;
+    }
+    session_move(s, ST_OUTDATED, text);
+    session_act_done(s, SA_STOP_GUEST, &s->wait_stop);
+    session_output(s, OUTPUT_DROP);
+    session_save(s, ROLE_OUTDATED);
+    session_reply(s, 106, "the arbiter granted the other side; this guest was stopped");
+    if (s->ending)
+        session_act(s, SA_EXIT);
+}
+
+static void unreachable(struct session *s)
+{
+    s->ask_at_ns = s->now_ns + s->config.arbiter_retry_ns;
+    if (s->first_claim) {
+        s->first_claim = false;
+        s->paired = false;
+        s->ask_at_ns = NEVER;
+        session_move(s, ST_NONE, "the arbiter did not answer");
+        session_reply(s, 69, "the arbiter does not answer; see that the witness runs and can be reached");
+    } else if (s->state == ST_CLAIMING) {
+        session_reply(s, 106, "the arbiter does not answer; output stays held until it does");
+    }
+}
+
+/* The register of a first claim is ours to continue if we hold it, or if the operator says so. */
+static bool continue_first_claim(struct session *s, const struct session_event *e)
+{
+    if (!s->first_claim || e->generation <= s->generation || !(e->flag || s->adopt))
+        return false;
+    s->adopt = false;
+    s->generation = e->generation;
+    session_ask(s);
+    return true;
+}
+
+void session_on_arbiter(struct session *s, const struct session_event *e)
+{
+    bool wanted = s->state == ST_CLAIMING || s->state == ST_STANDBY_ASKING;
+    bool yes = e->code == GRANT_YES || (MUTANT(UNREACHABLE_IS_YES) && e->code == GRANT_UNREACHABLE);
+
+    s->asking = false;
+    if (!wanted)
+        return;
+    if (yes) {
+        s->generation++;
+        s->ask_at_ns = NEVER;
+        if (s->state == ST_CLAIMING)
+            granted_alone(s, s->first_claim ? "first generation granted, no standby yet" : s->reason);
+        else
+            session_standby_promote(s, s->reason);
+    } else if (e->code == GRANT_NO) {
+        s->ask_at_ns = NEVER;
+        if (!continue_first_claim(s, e))
+            refused(s, e);
+    } else {
+        unreachable(s);
+    }
+}
+
+void session_on_pair(struct session *s, const struct session_event *e)
+{
+    s->op_pending = true;
+    if (s->state == ST_ALONE || s->state == ST_SYNCING) {
+        s->paired = true;
+        if (s->state == ST_ALONE)
+            s->connect_at_ns = s->now_ns;
+        session_reply(s, 0, "pairing; the sync goes on in the background");
+    } else if (s->state != ST_NONE) {
+        session_reply(s, 1, "this VM is paired or a standby already; see pollux status");
+    } else if (s->guest != GUEST_RUNNING) {
+        session_reply(s, 1, "the guest has not run here: say pair on the host whose guest runs");
+    } else {
+        s->paired = s->first_claim = true;
+        s->adopt = e->flag;
+        session_move(s, ST_CLAIMING, "pairing");
+        s->claiming_since_ns = s->now_ns;
+        s->ask_at_ns = NEVER;
+        session_save(s, s->persist.role); /* the ask follows when its nonce is on disk */
+    }
+}
+
+static void leave_protection(struct session *s, const char *reason)
+{
+    session_act(s, SA_SEND_ENDED)->code = 2;
+    session_act(s, SA_DISCONNECT);
+    s->link_up = false;
+    session_claim(s, reason);
+}
+
+static void leave_sync(struct session *s, const char *reason)
+{
+    if (s->link_up)
+        session_act(s, SA_DISCONNECT);
+    s->link_up = false;
+    s->connect_at_ns = NEVER;
+    if (s->state == ST_SYNCING) {
+        session_stop_checkpoint(s);
+        session_move(s, ST_ALONE, reason);
+    }
+}
+
+void session_on_unpair(struct session *s)
+{
+    s->op_pending = true;
+    switch (s->state) {
+    case ST_PROTECTED:
+    case ST_ENTERING:
+        s->unpairing = true;
+        leave_protection(s, "unpaired by the operator");
+        break;
+    case ST_ALONE:
+    case ST_SYNCING:
+        s->unpairing = true;
+        leave_sync(s, "unpaired by the operator");
+        session_finish_alone(s);
+        break;
+    case ST_NONE:
+        session_reply(s, 0, "not paired");
+        break;
+    default:
+        session_reply(s, 1, "only the side that runs the guest can unpair, when it may run alone");
+    }
+}
+
+static void promote_forced(struct session *s)
+{
+    s->forced = true;
+    s->generation++;
+    s->ask_at_ns = NEVER;
+    if (s->state == ST_CLAIMING)
+        granted_alone(s, "forced by the operator");
+    else
+        session_standby_promote(s, "forced by the operator");
+    session_reply(s, 0, "forced: this side runs without a grant");
+}
+
+void session_on_promote(struct session *s, const struct session_event *e)
+{
+    bool waits = s->state == ST_STANDBY_ASKING || s->state == ST_CLAIMING;
+
+    s->op_pending = true;
+    if (waits && e->flag && !s->first_claim) {
+        promote_forced(s);
+    } else if (waits) {
+        session_reply(s, 107, "the arbiter has not answered; --force would run this copy without its grant");
+    } else if (s->state == ST_STANDBY_READY && e->flag) {
+        session_lose_peer(s, "promoted by the operator");
+        session_reply(s, 0, "asking the arbiter; see pollux status");
+    } else if (s->state == ST_STANDBY_READY) {
+        session_reply(s, 107, "the active is alive; --force would stop it and run this copy instead");
+    } else if (s->state == ST_ALONE || s->state == ST_SYNCING || s->state == ST_PROTECTED ||
+               s->state == ST_ENTERING) {
+        session_reply(s, 0, "this side is active already");
+    } else {
+        session_reply(s, 1, "this side has no committed state that could run");
+    }
+}
+
+void session_on_shutdown(struct session *s)
+{
+    s->ending = true;
+    s->end_at_ns = s->now_ns + 2000000000;
+    if (s->state == ST_PROTECTED || s->state == ST_ENTERING) {
+        leave_protection(s, "polluxd is ending");
+    } else if (s->state == ST_ALONE || s->state == ST_SYNCING) {
+        leave_sync(s, "polluxd is ending");
+        session_finish_alone(s);
+    } else if (s->state != ST_CLAIMING && s->state != ST_PROMOTING) {
+        if (s->link_up)
+            session_act(s, SA_DISCONNECT);
+        s->link_up = false;
+        session_act(s, SA_EXIT);
+    }
+}

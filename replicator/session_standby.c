@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * session_standby.c - the standby's side: receive, ack, apply, and become active when granted
+ *
+ * Owns: the order ack after whole, promote after grant. An epoch is acked when all of it is in our
+ * memory, and whatever was acked is applied before the guest may run here: so what the active
+ * released because of an ack is never missing.
+ */
+#include "session_private.h"
+
+void session_standby_begin(struct session *s, uint64_t generation)
+{
+    s->generation = generation;
+    s->rx_complete = s->rx_acked = s->rx_applied = 0;
+    session_move(s, ST_STANDBY_SYNCING, "an active began a full sync");
+    session_save(s, ROLE_STANDBY);
+    session_act_done(s, SA_CHECKPOINT_START, &s->wait_start)->flag = false;
+    s->started = true;
+}
+
+void session_standby_leave(struct session *s, const char *reason)
+{
+    session_stop_checkpoint(s);
+    s->rx_complete = s->rx_acked = s->rx_applied = 0;
+    session_move(s, ST_STANDBY_WAIT, reason);
+}
+
+void session_on_rx_begin(struct session *s, const struct session_event *e)
+{
+    bool good = s->state == ST_STANDBY_SYNCING ? e->flag && e->epoch == 1 && s->rx_complete == 0
+                : s->state == ST_STANDBY_READY ? !e->flag && e->epoch == s->rx_complete + 1
+                                               : false;
+
+    if (!good)
+        session_lose_peer(s, "the active sent an epoch out of order");
+    else if (MUTANT(ACK_BEFORE_COMPLETE))
+        session_act(s, SA_SEND_ACK)->epoch = e->epoch;
+}
+
+/* Acks wait for the state file: without the nonce in it we could not ask for what we acked. */
+void session_standby_ack(struct session *s)
+{
+    bool may = s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY ||
+               (MUTANT(ACK_WHILE_ASKING) && s->state == ST_STANDBY_ASKING);
+
+    if (!may || s->wait_save || s->wait_start)
+        return;
+    while (s->rx_acked < s->rx_complete) {
+        s->rx_acked++;
+        if (s->state == ST_STANDBY_SYNCING)
+            session_move(s, ST_STANDBY_READY, "epoch 1 is whole");
+        if (!MUTANT(ACK_BEFORE_COMPLETE)) {
+            session_act(s, SA_SEND_ACK)->epoch = s->rx_acked;
+            s->last_tx_ns = s->now_ns;
+        }
+        session_act(s, SA_APPLY)->epoch = s->rx_acked;
+    }
+}
+
+void session_on_rx_complete(struct session *s, const struct session_event *e)
+{
+    bool receiving = s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY ||
+                     (MUTANT(ACK_WHILE_ASKING) && s->state == ST_STANDBY_ASKING);
+
+    if (!receiving)
+        return;
+    if (e->epoch != s->rx_complete + 1) {
+        session_lose_peer(s, "the active completed an epoch out of order");
+        return;
+    }
+    s->rx_complete = e->epoch;
+    session_standby_ack(s);
+}
+
+void session_on_applied(struct session *s, const struct session_event *e)
+{
+    if (s->state != ST_STANDBY_READY || e->epoch > s->rx_acked || e->epoch <= s->rx_applied)
+        return;
+    s->rx_applied = e->epoch;
+    session_act(s, SA_SEND_APPLIED)->epoch = e->epoch;
+}
+
+void session_standby_promote(struct session *s, const char *reason)
+{
+    session_move(s, ST_PROMOTING, reason);
+    session_act_done(s, SA_LOAD, &s->wait_load)->epoch =
+        MUTANT(PROMOTE_STALE) && s->rx_acked > 1 ? s->rx_acked - 1 : s->rx_acked;
+}
+
+void session_on_load_done(struct session *s, int error)
+{
+    if (s->state != ST_PROMOTING)
+        return;
+    if (error) {
+        session_move(s, ST_BROKEN, "granted, but the device state could not be loaded");
+        return;
+    }
+    s->started = false; /* checkpoint-load ended the standby role */
+    session_output(s, OUTPUT_PASS);
+    session_act_done(s, SA_RUN, &s->wait_run);
+}
+
+void session_on_run_done(struct session *s, int error)
+{
+    s->guest = error ? s->guest : GUEST_RUNNING;
+    if (s->state != ST_PROMOTING) {
+        s->frozen = error ? s->frozen : false;
+        return;
+    }
+    if (error) {
+        session_move(s, ST_BROKEN, "granted and loaded, but the guest did not start");
+        return;
+    }
+    session_act(s, SA_ANNOUNCE);
+    session_move(s, ST_ALONE, "promoted, no standby");
+    session_save(s, ROLE_ACTIVE_ALONE);
+    s->paired = true;
+    s->connect_at_ns = s->now_ns + s->config.reconnect_ns;
+}
