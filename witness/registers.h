@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * registers.h - the witness's memory: one compare-and-swap register for each VM, on disk
+ *
+ * Each register is one small file, VM.register, replaced whole (replicator/keyfile.h). A log that only
+ * grows would need one flush instead of two, but its end is torn after every crash in mid-write, and then
+ * "written but not answered" and "answered and later damaged" look the same: one would have to guess.
+ * A file that was renamed into place is never torn by a crash, so a wrong checksum always means damage,
+ * and is refused. A grant is as rare as a failover; two flushes are cheap for that.
+ *
+ * What is in memory is on disk: memory is changed after the directory was fsynced, and at the start the
+ * directory is fsynced before anything is answered (the one before us may have been killed between
+ * rename and fsync).
+ *
+ * Owns the state directory (flock on it). Never logs, never talks to a client.
+ */
+#ifndef POLLUX_WITNESS_REGISTERS_H
+#define POLLUX_WITNESS_REGISTERS_H
+
+#include <stdint.h>
+
+#include "../replicator/wire-format.h"
+
+#define REGISTERS_MAX 4096 /* VMs; 96 bytes of memory each */
+#define REGISTERS_WHY_BYTES 900
+
+struct arb_register {
+    char vm[WIRE_VM_BYTES]; /* zero padded */
+    uint64_t generation;    /* 1 or more */
+    uint8_t holder[16];
+    uint8_t nonce[16];
+};
+
+struct registers {
+    int dirfd;
+    unsigned nr;
+    struct arb_register *list; /* REGISTERS_MAX */
+};
+
+/**
+ * Lock the state directory (made if it is missing) and read all registers.
+ * @param r        to fill
+ * @param dir      its path
+ * @param ret_why  on error: a sentence that says what is wrong and what to do
+ * @return 0 or -errno; after an error nothing is held
+ */
+int registers_open(struct registers *r, const char *dir, char ret_why[REGISTERS_WHY_BYTES]);
+
+/** Give everything back; legal again, and after registers_open() failed. */
+void registers_close(struct registers *r);
+
+/** @return the register of a VM (a zero padded name), or NULL if it has none yet */
+const struct arb_register *registers_find(const struct registers *r, const char vm[WIRE_VM_BYTES]);
+
+/**
+ * Carry out a CAS. Blocks until a change is on disk.
+ * @param r          the registers
+ * @param ask        checked by wire.c, op CAS
+ * @param ret_error  written always: 0, or what stood behind WIRE_ARB_ERROR (-ENOSPC also when there are
+ *                   REGISTERS_MAX)
+ * @return the enum wire_arb_result; or -EIO if nobody can know what is on disk: no answer may be given any
+ *         more, not about any register
+ */
+int registers_cas(struct registers *r, const struct wire_arb_ask *ask, int *ret_error);
+
+#endif
