@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # module.mk - build rules of the witness. Objects are in witness-obj: $(B)/witness is the program.
 
-WITNESS_OBJS := $(addprefix $(B)/witness-obj/,witness.o server.o registers.o log.o)
-WITNESS_CORE := $(addprefix $(B)/replicator/,wire.o keyfile.o notify.o options.o histogram.o)
+WITNESS_OBJS := $(addprefix $(B)/witness-obj/,witness.o server.o registers.o)
+WITNESS_CORE := $(B)/common/log.o $(addprefix $(B)/replicator/,wire.o keyfile.o notify.o options.o histogram.o)
 PYTHON_TESTS += tests/unit/test_witness.py
 
 $(B)/witness-obj/%.o: witness/%.c

@@ -19,7 +19,7 @@
 
 #include "../replicator/histogram.h"
 #include "../replicator/wire.h"
-#include "log.h"
+#include "../common/log.h"
 #include "registers.h"
 
 #define SERVER_CLIENTS_MAX 256

@@ -2,8 +2,8 @@
 /*
  * log.h - lines on standard error, with a level, and a limit for those that strangers can cause
  */
-#ifndef POLLUX_WITNESS_LOG_H
-#define POLLUX_WITNESS_LOG_H
+#ifndef POLLUX_LOG_H
+#define POLLUX_LOG_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -19,6 +19,9 @@ struct log_limit {
 
 #define LOG_LIMIT_BURST 10
 
+/** Which program speaks: a constant, printed before each line. */
+void log_set_name(const char *name);
+
 /** Lines above this level are not printed. */
 void log_set_level(enum log_level level);
 
@@ -29,7 +32,7 @@ void log_set_level(enum log_level level);
  */
 int log_level_of(const char *word);
 
-/** Print one line: "witness: LEVEL: text". */
+/** Print one line: "PROGRAM: LEVEL: text". */
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /**

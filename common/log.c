@@ -11,6 +11,12 @@
 
 static const char *const names[LOG_LEVEL_NUM] = {"error", "warning", "info", "debug"};
 static enum log_level highest = LOG_INFO;
+static const char *program = "pollux";
+
+void log_set_name(const char *name)
+{
+    program = name;
+}
 
 void log_set_level(enum log_level level)
 {
@@ -36,7 +42,7 @@ void log_line(enum log_level level, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
-    fprintf(stderr, "witness: %s: %s\n", names[level], text); /* one write: unbuffered stream, one call */
+    fprintf(stderr, "%s: %s: %s\n", program, names[level], text); /* one write: unbuffered stream, one call */
 }
 
 bool log_may(struct log_limit *limit, const char *what, int64_t now_ns)

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# replicator.mk - build rules of polluxd and of the objects it shares with tests
+
+SESSION_OBJS := $(addprefix $(B)/replicator/,session.o session_table.o session_capture.o session_standby.o session_claim.o)
+CORE_OBJS += $(SESSION_OBJS)
+POLLUXD_OBJS := $(addprefix $(B)/replicator/,polluxd.o daemon.o peer.o status.o journal.o guest.o guest_json.o \
+	link.o loop.o mailbox.o arena.o sender.o store.o control.o saver.o asker.o)
+REPLICATOR_CORE = $(sort $(CORE_OBJS) $(B)/replicator/options.o $(B)/replicator/notify.o $(B)/replicator/keyfile.o \
+	$(B)/replicator/statefile.o $(B)/replicator/histogram.o)
+
+$(B)/replicator/%.o: replicator/%.c
+	@mkdir -p $(@D)
+	@echo "  CC      $<"
+	$(CC) $(CFLAGS) $(STD) -I. -MMD -MP -c -o $@ $<
+
+$(B)/common/%.o: common/%.c
+	@mkdir -p $(@D)
+	@echo "  CC      $<"
+	$(CC) $(CFLAGS) $(STD) -MMD -MP -c -o $@ $<
+
+$(B)/polluxd: $(POLLUXD_OBJS) $(B)/common/log.o $(B)/libqmp.a $(B)/libnetbuf.a
+	@echo "  LD      $@"
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(POLLUXD_OBJS) $(REPLICATOR_CORE) $(B)/common/log.o $(B)/libqmp.a $(B)/libnetbuf.a \
+		-luring -llz4 -lxxhash -ljson-c -lpthread
+$(B)/polluxd: | $(REPLICATOR_CORE)
+
+-include $(wildcard $(B)/replicator/*.d $(B)/common/*.d)
