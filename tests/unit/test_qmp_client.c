@@ -662,6 +662,9 @@ static void an_answer_may_be_seen_before_its_write_is_done(void **state)
     feed_all(c, "{\"return\": {}, \"id\": 2}");
     expect_reply(c, id, "{}");
     assert_int_equal(((const char *)p)[len - 1], '\n'); /* still there: ASan would tell */
+    feed_all(c, "{\"return\": {}, \"id\": 2}");         /* once more: an answer to nothing */
+    expect_nothing(c);
+    assert_int_equal(qmp_counters(c)->unknown, 1);
     assert_int_equal(qmp_output_done(c, len), 0);
     assert_string_equal(write_all(c), "");
     qmp_free(c);

@@ -253,16 +253,17 @@ static void a_server_that_dies_in_mid_reply_is_an_error_at_once(void **state)
 
 static void what_was_said_before_the_end_is_still_heard(void **state)
 {
-    static const char *const script[] = {
-        GREETING, "{\"return\": {}, \"id\": 1}{\"event\": \"SHUTDOWN\"}", NULL};
-    struct server s = {0};
+    static const char *const script[] = {GREETING, "{\"return\": {}, \"id\": 1}", NULL};
+    struct server s = {.keep_open = true};
     struct qmp_message m;
     struct qmp_sync *q;
 
     (void)state;
     server_start(&s, script);
     q = attach(&s);
-    pthread_join(s.thread, NULL); /* it is gone before we write */
+    pthread_join(s.thread, NULL);
+    server_say(&s, "{\"event\": \"SHUTDOWN\"}");
+    shutdown(s.fd, SHUT_RDWR); /* gone before we write, and its last words not yet read */
     assert_int_equal(qmp_sync_command(q, "quit", NULL, -1, PATIENCE_MS, NULL), -EPIPE);
     assert_int_equal(qmp_sync_wait_event(q, "SHUTDOWN", PATIENCE_MS, &m), 0);
     qmp_message_fini(&m);
