@@ -314,13 +314,6 @@ int wire_check_payload(enum wire_type type, const void *payload, size_t len, con
     return -EPROTO;
 }
 
-/* XXH32 over the record with a zero checksum: the field is zeroed in place and put back by the caller. */
-static uint32_t sum_record(uint8_t *buf, size_t bytes)
-{
-    memset(buf + offsetof(struct wire_header, checksum), 0, sizeof(uint32_t));
-    return XXH32(buf, bytes, 0);
-}
-
 uint32_t wire_record_checksum(const void *buf)
 {
     uint32_t sum;
@@ -350,7 +343,7 @@ ssize_t wire_seal(struct wire_writer *w, void *buf, enum wire_type type, uint64_
         return -EINVAL;
     h.length = (uint32_t)(bytes - WIRE_HEADER_BYTES);
     memcpy(buf, &h, sizeof(h));
-    h.checksum = sum_record(buf, bytes);
+    h.checksum = XXH32(buf, bytes, 0);
     memcpy(buf, &h, sizeof(h));
     w->sequence++;
     return (ssize_t)bytes;
@@ -535,7 +528,8 @@ int wire_next(struct wire_reader *r, struct wire_record *ret)
     bytes = WIRE_HEADER_BYTES + r->header.length;
     if (left < bytes)
         return 0;
-    if (sum_record(buf, bytes) != r->header.checksum) {
+    memset(buf + offsetof(struct wire_header, checksum), 0, sizeof(r->header.checksum));
+    if (XXH32(buf, bytes, 0) != r->header.checksum) {
         r->why = "the checksum is wrong";
         return -EPROTO;
     }
