@@ -7,9 +7,11 @@ PYTHON_TESTS += tests/unit/test_witness.py
 
 $(B)/witness-obj/%.o: witness/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -D_GNU_SOURCE -std=c11 -MMD -MP -c -o $@ $<
+	@echo "  CC      $<"
+	$(CC) $(CFLAGS) $(STD) -DPOLLUX_VERSION='"$(VERSION)"' -MMD -MP -c -o $@ $<
 
 $(B)/witness: $(WITNESS_OBJS) $(WITNESS_CORE)
+	@echo "  LD      $@"
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lxxhash
 
 -include $(WITNESS_OBJS:.o=.d)

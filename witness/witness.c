@@ -250,6 +250,7 @@ int main(int argc, char **argv)
     char why[OPTIONS_WHY_BYTES];
     int next;
 
+    log_set_name("witness");
     if (options_parse(rows, &set, argc, argv, 1, &next, why)) {
         fprintf(stderr, "witness: %s\n", why);
         return EXIT_USAGE;
