@@ -18,10 +18,10 @@ $(B)/common/%.o: common/%.c
 	@echo "  CC      $<"
 	$(CC) $(CFLAGS) $(STD) -MMD -MP -c -o $@ $<
 
-$(B)/polluxd: $(POLLUXD_OBJS) $(B)/common/log.o $(B)/libqmp.a $(B)/libnetbuf.a
+# Other fragments add to CORE_OBJS after this one was read.
+.SECONDEXPANSION:
+$(B)/polluxd: $(POLLUXD_OBJS) $$(REPLICATOR_CORE) $(B)/common/log.o $(B)/libqmp.a $(B)/libnetbuf.a
 	@echo "  LD      $@"
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(POLLUXD_OBJS) $(REPLICATOR_CORE) $(B)/common/log.o $(B)/libqmp.a $(B)/libnetbuf.a \
-		-luring -llz4 -lxxhash -ljson-c -lpthread
-$(B)/polluxd: | $(REPLICATOR_CORE)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -luring -llz4 -lxxhash -ljson-c -lpthread -linih
 
 -include $(wildcard $(B)/replicator/*.d $(B)/common/*.d)

@@ -213,7 +213,8 @@ static void on_guest_over(struct session *s, const struct session_event *e)
 
 static void on_link_up(struct session *s, const struct session_event *e)
 {
-    bool wanted = e->flag ? s->state == ST_STANDBY_WAIT : s->state == ST_ALONE;
+    /* An active takes calls too: so a stale active that calls learns of the newer generation. */
+    bool wanted = s->state == ST_ALONE || (e->flag && s->state == ST_STANDBY_WAIT);
     struct session_action *a;
 
     s->link_up = true;
@@ -413,7 +414,7 @@ static void dispatch(struct session *s, const struct session_event *e)
     case SE_PEER_GONE: session_lose_peer(s, "the active's QEMU is gone"); break;
     case SE_PEER_ENDED: on_peer_ended(s); break;
     case SE_PEER_ERROR:
-        refuse(s, 8, e->text ? e->text : "protocol error");
+        refuse(s, e->code ? e->code : 8, e->text ? e->text : "protocol error");
         session_lose_peer(s, e->text ? e->text : "the peer broke the protocol");
         break;
     case SE_OUTPUT_WAITS: session_on_output_waits(s); break;

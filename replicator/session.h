@@ -100,7 +100,7 @@ enum session_event_type {
     SE_PEER_REFUSED,   /* .code, .text: the peer sent REFUSE */
     SE_PEER_GONE,      /* the active's QEMU died */
     SE_PEER_ENDED,     /* .code: the active's guest ended in good order */
-    SE_PEER_ERROR,     /* .text: the peer broke the protocol */
+    SE_PEER_ERROR,     /* .text, .code of the REFUSE (0: protocol error): the peer cannot be accepted */
     SE_OUTPUT_WAITS,   /* first packet of the current epoch was held */
     SE_CAPTURED,       /* .capture */
     SE_CAPTURE_FAILED, /* .text: the QEMU side says the session failed; the guest runs */

@@ -6,8 +6,8 @@
 #define POLLUX_SESSION_PRIVATE_H
 
 #include <stdio.h>
-#include <stdlib.h>
 
+#include "bug.h"
 #include "session.h"
 
 #define NEVER INT64_MAX
@@ -17,15 +17,6 @@
 #else
 #define MUTANT(name) 0
 #endif
-
-/* For our own bugs only, always compiled in. */
-#define ASSERT(cond)                                                                    \
-    do {                                                                                \
-        if (!(cond)) {                                                                  \
-            fprintf(stderr, "%s:%d: bug: %s\n", __FILE__, __LINE__, #cond);             \
-            abort();                                                                    \
-        }                                                                               \
-    } while (0)
 
 /** Append an action. @return it, zeroed but for its type; valid until the next call */
 struct session_action *session_act(struct session *s, enum session_action_type type);

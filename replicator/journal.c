@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * journal.c - events for operators: one line in the log, one JSON object for subscribers, the last kept
+ */
+#include <json-c/json.h>
+#include <stdlib.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "../common/log.h"
+#include "daemon.h"
+
+void journal_time(char *ret, size_t cap)
+{
+    struct timespec ts;
+    struct tm tm;
+    char seconds[32];
+
+    clock_gettime(CLOCK_REALTIME, &ts);
+    gmtime_r(&ts.tv_sec, &tm);
+    strftime(seconds, sizeof(seconds), "%Y-%m-%dT%H:%M:%S", &tm);
+    snprintf(ret, cap, "%s.%06ldZ", seconds, ts.tv_nsec / 1000);
+}
+
+static struct json_object *new_event(struct daemon *d, const char *type)
+{
+    struct json_object *o = json_object_new_object();
+    char time[40];
+
+    journal_time(time, sizeof(time));
+    json_object_object_add(o, "seq", json_object_new_uint64(++d->journal_seq));
+    json_object_object_add(o, "time", json_object_new_string(time));
+    json_object_object_add(o, "mono_ns", json_object_new_int64(d->now_ns));
+    json_object_object_add(o, "vm", json_object_new_string(d->options.vm));
+    json_object_object_add(o, "type", json_object_new_string(type));
+    json_object_object_add(o, "generation", json_object_new_uint64(d->session.generation));
+    return o;
+}
+
+static void publish(struct daemon *d, struct json_object *o)
+{
+    struct journal_event *slot = &d->journal[d->journal_seq % JOURNAL_EVENTS];
+
+    free(slot->line);
+    slot->seq = d->journal_seq;
+    slot->line = strdup(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
+    control_publish(&d->control, o);
+    json_object_put(o);
+}
+
+void journal_state(struct daemon *d, const struct session_action *a)
+{
+    uint64_t epoch = d->session.rx_acked ? d->session.rx_acked : d->session.pipe.acked;
+    struct json_object *o = new_event(d, "state");
+
+    log_line(LOG_INFO, "%s: generation %llu, epoch %llu: %s -> %s (%s)", d->options.vm,
+             (unsigned long long)d->session.generation, (unsigned long long)epoch,
+             session_state_name(a->from), session_state_name(a->to), a->text);
+    json_object_object_add(o, "from", json_object_new_string(session_state_name(a->from)));
+    json_object_object_add(o, "to", json_object_new_string(session_state_name(a->to)));
+    json_object_object_add(o, "reason", json_object_new_string(a->text));
+    json_object_object_add(o, "epoch", json_object_new_uint64(epoch));
+    publish(d, o);
+}
+
+void journal_note(struct daemon *d, const char *type, const char *text)
+{
+    struct json_object *o = new_event(d, type);
+
+    log_line(LOG_WARNING, "%s: %s", d->options.vm, text);
+    json_object_object_add(o, "text", json_object_new_string(text));
+    publish(d, o);
+}
+
+static double ms_between(int64_t from, int64_t to)
+{
+    return from && to > from ? (double)(to - from) / 1e6 : 0;
+}
+
+void journal_promoted(struct daemon *d)
+{
+    const struct promotion *p = &d->promotion;
+    struct json_object *o = new_event(d, "promoted");
+
+    log_line(LOG_INFO, "%s: promoted in generation %llu at epoch %llu: asked because %s; grant %.1f ms, load %.1f ms, run %.1f ms",
+             d->options.vm, (unsigned long long)p->generation, (unsigned long long)p->epoch, p->reason,
+             ms_between(p->asked_ns, p->granted_ns), ms_between(p->granted_ns, p->loaded_ns),
+             ms_between(p->loaded_ns, p->running_ns));
+    json_object_object_add(o, "reason", json_object_new_string(p->reason));
+    json_object_object_add(o, "epoch", json_object_new_uint64(p->epoch));
+    json_object_object_add(o, "silent_ms", json_object_new_double((double)p->silent_ns / 1e6));
+    json_object_object_add(o, "arbiter", json_object_new_string(d->session.forced ? "overridden by the operator" : "granted"));
+    json_object_object_add(o, "grant_ms", json_object_new_double(ms_between(p->asked_ns, p->granted_ns)));
+    json_object_object_add(o, "load_ms", json_object_new_double(ms_between(p->granted_ns, p->loaded_ns)));
+    json_object_object_add(o, "run_ms", json_object_new_double(ms_between(p->loaded_ns, p->running_ns)));
+    publish(d, o);
+}
+
+void journal_replay(struct daemon *d, unsigned client, uint64_t since)
+{
+    uint64_t first = d->journal_seq > JOURNAL_EVENTS ? d->journal_seq - JOURNAL_EVENTS + 1 : 1;
+
+    for (uint64_t seq = since >= first ? since + 1 : first; seq <= d->journal_seq; seq++) {
+        const struct journal_event *e = &d->journal[seq % JOURNAL_EVENTS];
+        if (e->line && e->seq == seq)
+            control_send(&d->control, client, json_tokener_parse(e->line));
+    }
+}
