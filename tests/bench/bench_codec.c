@@ -12,8 +12,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "codec.h"
-#include "wire.h"
+#include "replicator/codec.h"
+#include "replicator/wire.h"
 
 #define NR_PAGES 4096u /* 16 MiB: not in the second-level cache, as an arena slot is not */
 #define NR_BATCHES (NR_PAGES / WIRE_BATCH_PAGES)

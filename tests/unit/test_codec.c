@@ -226,7 +226,6 @@ static const struct mutation pages_mutations[] = {
     {55, 1, 1, 0, "PAGES' padding is not zero"},
     {56 + 4096 + 26, 1, 1, 0, "PAGES' padding is not zero"},
     {56 + 4096 + 31, 1, 1, 0, "PAGES' padding is not zero"},
-    {56 + 4096 + 2, 2, 0, 0, DECODE_RULE},          /* match offset 0 */
     {56 + 4096 + 2, 2, 2, 0, DECODE_RULE},          /* match from before the start */
     {56 + 4096 + 19, 1, 245, 0, DECODE_RULE},       /* 4095 bytes */
     {56 + 4096 + 19, 1, 247, 0, DECODE_RULE},       /* 4097 bytes */
@@ -272,6 +271,28 @@ static void broken_batches_are_refused(void **unused)
 
         memcpy(payload + m->at, &m->value, m->bytes);
         expect(decode((size_t)((ssize_t)len + m->longer)), m);
+    }
+}
+
+/* liblz4 accepts a match at offset 0 (a page that repeats what the destination held): it must give zeros. */
+static void what_comes_out_depends_on_the_payload_alone(void **unused)
+{
+    static uint8_t first[WIRE_PAGE_BYTES];
+    const uint16_t offset = 0;
+    size_t len = three_pages();
+    struct codec_batch batch;
+    const char *why = NULL;
+
+    (void)unused;
+    memcpy(payload + 56 + 4096 + 2, &offset, sizeof(offset));
+    assert_int_equal(codec_pages_parse(payload, len, &blocks, &batch, &why), 0);
+    for (int fill = 0; fill < 256; fill += 51) {
+        memset(back, fill, sizeof(back));
+        if (codec_pages_decode(&batch, index_back, back, &why))
+            continue; /* a liblz4 that refuses it is right too */
+        if (!fill)
+            memcpy(first, back + 2 * WIRE_PAGE_BYTES, sizeof(first));
+        assert_memory_equal(back + 2 * WIRE_PAGE_BYTES, first, sizeof(first));
     }
 }
 
@@ -417,6 +438,7 @@ int main(void)
         cmocka_unit_test(the_worst_case_fits_its_bound_and_the_record),
         cmocka_unit_test(an_index_outside_the_guest_is_not_encoded),
         cmocka_unit_test(broken_batches_are_refused),
+        cmocka_unit_test(what_comes_out_depends_on_the_payload_alone),
         cmocka_unit_test(broken_state_is_refused),
         cmocka_unit_test(state_over_64_mib_is_refused),
         cmocka_unit_test(state_comes_back_in_parts),
