@@ -41,22 +41,28 @@ demo: deps
 	tests/lab/demo
 
 test: deps
-	$(MAKE) qemu programs guest
+	$(MAKE) qemu programs guest unit-programs
 	tests/run
 
 bench: deps
 	$(MAKE) qemu programs guest bench-programs
 	tests/bench/run
 
-check-unit: $(UNIT_TESTS) programs
-	tests/run unit
+# Lists, so that the runner and this file cannot disagree about what there is.
+.PHONY: unit-programs
+unit-programs: programs $(UNIT_TESTS)
+	printf '%s\n' $(UNIT_TESTS) >$(B)/unit-tests.list
+	printf '%s\n' $(PYTHON_TESTS) >$(B)/python-tests.list
 
-check-sim: programs
+check-unit: unit-programs
+	tests/run unit python
+
+check-sim: unit-programs
 	tests/run sim
 
 check-lab: deps
-	$(MAKE) qemu programs guest
-	tests/run lab
+	$(MAKE) qemu programs guest unit-programs
+	tests/run qemu lab
 
 check-qemu: deps
 	ci/check-qemu
