@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * statefile.c - what one polluxd must remember across restarts; see statefile.h
+ * statefile.c - what polluxd must still know after it was killed: one small file in its state directory
  */
 #include "statefile.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -16,101 +17,168 @@
 
 #define NAME "state"
 
-static const char *const roles[] = { "none", "active-alone", "active-protecting", "standby", "outdated", NULL };
-static const char *const bools[] = { "no", "yes", NULL };
+static const char *const role_names[] = {
+    [ROLE_NONE] = "none",
+    [ROLE_ACTIVE_ALONE] = "active-alone",
+    [ROLE_ACTIVE_PROTECTING] = "active-protecting",
+    [ROLE_STANDBY] = "standby",
+    [ROLE_OUTDATED] = "outdated",
+    [ROLE_NUM] = NULL,
+};
+static const char *const yes_no_names[] = {"no", "yes", NULL};
 
-#define FIELD(key, type, member, choices)                                                        \
-    {                                                                                            \
-        key, type, offsetof(struct statefile_contents, member),                                  \
-            sizeof(((struct statefile_contents *)0)->member), choices                            \
-    }
+#define AT(member) offsetof(struct statefile_contents, member)
 
+/* clang-format off */
 static const struct keyfile_field fields[] = {
-    FIELD("instance", KEYFILE_BYTES16, instance, NULL),
-    FIELD("generation", KEYFILE_U64, persist.generation, NULL),
-    FIELD("role", KEYFILE_CHOICE, persist.role, roles),
-    FIELD("nonce", KEYFILE_BYTES16, persist.nonce, NULL),
-    FIELD("paired", KEYFILE_CHOICE, paired, bools),
-    FIELD("peer", KEYFILE_TEXT, peer, NULL),
+    { "instance",   KEYFILE_BYTES16, AT(instance),           16,                         NULL },
+    { "generation", KEYFILE_U64,     AT(persist.generation), 8,                          NULL },
+    { "role",       KEYFILE_CHOICE,  AT(persist.role),       sizeof(enum session_role),  role_names },
+    { "nonce",      KEYFILE_BYTES16, AT(persist.nonce),      16,                         NULL },
+    { "paired",     KEYFILE_CHOICE,  AT(paired),             sizeof(bool),               yes_no_names },
+    { "peer",       KEYFILE_TEXT,    AT(peer),               STATEFILE_PEER_BYTES,       NULL },
+};
+/* clang-format on */
+
+static const struct keyfile_schema schema = {
+    .title = "pollux-state 1",
+    .fields = fields,
+    .nr_fields = sizeof(fields) / sizeof(fields[0]),
 };
 
-static const struct keyfile_schema schema = { "pollux state 1", fields, sizeof(fields) / sizeof(fields[0]) };
+static int open_dir(const char *dir, int *ret_fd, char *ret_why)
+{
+    int fd;
 
-_Static_assert(sizeof(enum session_role) == sizeof(unsigned), "keyfile keeps a choice in an unsigned");
-_Static_assert(ROLE_NUM == 5, "a word for every role");
+    if (mkdir(dir, 0700) && errno != EEXIST) {
+        int error = errno;
+
+        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot make the state directory %s: %s%s", dir, strerror(error),
+                 error == ENOENT ? ": make the directory above it first" : "");
+        return -error;
+    }
+    fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        int error = errno;
+
+        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot open the state directory %s: %s", dir, strerror(error));
+        return -error;
+    }
+    *ret_fd = fd;
+    return 0;
+}
 
 int statefile_open(const char *dir, struct statefile *ret_file, char *ret_why)
 {
-    struct statefile f = { .dirfd = -1, .lockfd = -1 };
-    int rc;
+    struct statefile file = {.dirfd = -1};
+    int ret;
 
-    if ((size_t)snprintf(f.dir, sizeof(f.dir), "%s", dir) >= sizeof(f.dir))
-        return -ENAMETOOLONG;
-    if (mkdir(dir, 0700) < 0 && errno != EEXIST) {
-        rc = -errno;
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "state directory %s cannot be made: %s", dir, strerror(-rc));
-        return rc;
+    if (!*dir || strlen(dir) >= sizeof(file.dir)) {
+        snprintf(ret_why, STATEFILE_WHY_BYTES, "the path of the state directory must have 1 to %d bytes",
+                 STATEFILE_DIR_BYTES - 1);
+        return -EINVAL;
     }
-    f.dirfd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (f.dirfd >= 0)
-        f.lockfd = openat(f.dirfd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (f.lockfd < 0) {
-        rc = -errno;
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "state directory %s cannot be used: %s", dir, strerror(-rc));
-        statefile_close(&f);
-        return rc;
-    }
-    if (flock(f.lockfd, LOCK_EX | LOCK_NB) < 0) {
-        rc = -errno;
+    memcpy(file.dir, dir, strlen(dir) + 1);
+    ret = open_dir(dir, &file.dirfd, ret_why);
+    if (ret)
+        return ret;
+    if (flock(file.dirfd, LOCK_EX | LOCK_NB)) {
+        ret = errno == EWOULDBLOCK ? -EBUSY : -errno;
         snprintf(ret_why, STATEFILE_WHY_BYTES,
-                 "state directory %s is in use by another polluxd for this VM: only one may run on a host", dir);
-        statefile_close(&f);
-        return rc;
+                 ret == -EBUSY ? "another polluxd uses the state directory %s: this VM is being looked after already; "
+                                 "stop that one first, or give each VM a --state-dir of its own"
+                               : "cannot lock the state directory %s",
+                 dir);
+        goto out;
     }
-    *ret_file = f;
-    return 0;
+    /*
+     * The one before us may have been killed between rename and fsync: what we are about to read and act
+     * upon must not go back after a power cut.
+     */
+    if (faccessat(file.dirfd, ".", W_OK | X_OK, AT_EACCESS) || fsync(file.dirfd)) {
+        ret = -errno;
+        snprintf(ret_why, STATEFILE_WHY_BYTES,
+                 "cannot write to the state directory %s: %s: polluxd must be able to keep its generation there", dir,
+                 strerror(-ret));
+        goto out;
+    }
+    *ret_file = file;
+out:
+    if (ret)
+        close(file.dirfd);
+    return ret;
 }
 
 void statefile_close(struct statefile *file)
 {
-    if (file->lockfd >= 0)
-        close(file->lockfd);
     if (file->dirfd >= 0)
         close(file->dirfd);
-    file->lockfd = file->dirfd = -1;
+    file->dirfd = -1;
+}
+
+static int refuse(const struct statefile *file, const char *why, char *ret_why)
+{
+    snprintf(ret_why, STATEFILE_WHY_BYTES,
+             "%s/" NAME ": %s. polluxd does not guess whether this side may run the guest. Move the file away and start "
+             "again: this side then knows of no pairing; say \"pollux pair\" on the side whose guest is to be "
+             "kept (see polluxd(8), FILES)",
+             file->dir, why);
+    return -EPROTO;
 }
 
 int statefile_load(const struct statefile *file, struct statefile_contents *ret_contents, char *ret_why)
 {
+    static const uint8_t zero[16];
+    struct statefile_contents contents;
     char text[KEYFILE_MAX_BYTES], why[KEYFILE_WHY_BYTES];
-    struct statefile_contents c = { 0 };
     ssize_t len = keyfile_read(file->dirfd, NAME, text);
-    int rc;
 
+    if (len == -ENOENT)
+        return -ENOENT;
+    if (len == -EFBIG)
+        return refuse(file, "it is longer than any state file", ret_why);
+    if (len == -EINVAL)
+        return refuse(file, "it is not a plain file", ret_why);
     if (len < 0) {
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "%s/%s cannot be read: %s", file->dir, NAME, strerror((int)-len));
+        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot read %s/" NAME ": %s", file->dir, strerror((int)-len));
         return (int)len;
     }
-    rc = keyfile_parse(&schema, text, (size_t)len, &c, why);
-    if (rc < 0) {
-        snprintf(ret_why, STATEFILE_WHY_BYTES,
-                 "%s/%s: %s. It tells which generation this side had, so it is not guessed: restore it, or see RECOVERY in polluxd(8)",
-                 file->dir, NAME, why);
-        return rc;
-    }
-    *ret_contents = c;
+    memset(&contents, 0, sizeof(contents));
+    if (keyfile_parse(&schema, text, (size_t)len, &contents, why))
+        return refuse(file, why, ret_why);
+    if (memcmp(contents.instance, zero, sizeof(zero)) == 0)
+        return refuse(file, "its instance is all zero", ret_why);
+    *ret_contents = contents;
     return 0;
 }
 
 int statefile_save(const struct statefile *file, const struct statefile_contents *contents, char *ret_why)
 {
     char text[KEYFILE_MAX_BYTES];
-    bool unsure = false;
+    bool unsure;
     ssize_t len = keyfile_format(&schema, contents, text, sizeof(text));
-    int rc = len < 0 ? (int)len : keyfile_write(file->dirfd, NAME, text, (size_t)len, &unsure);
+    int ret;
 
-    if (rc < 0)
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "%s/%s cannot be written: %s%s", file->dir, NAME, strerror(-rc),
-                 unsure ? " (nobody knows which version a power cut would leave)" : "");
-    return rc;
+    if (len < 0) {
+        snprintf(ret_why, STATEFILE_WHY_BYTES, "%s/" NAME ": the state has a value that the file cannot hold",
+                 file->dir);
+        return -EINVAL;
+    }
+    ret = keyfile_write(file->dirfd, NAME, text, (size_t)len, &unsure);
+    if (ret && unsure) {
+        snprintf(ret_why, STATEFILE_WHY_BYTES,
+                 "%s/" NAME ": its directory could not be fsynced (%s): after a power cut it may be the old or the new "
+                 "one; see to the disk",
+                 file->dir, strerror(-ret));
+        return -EIO;
+    }
+    if (ret) {
+        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot write %s/" NAME ": %s: %s; the file of before is untouched",
+                 file->dir, strerror(-ret),
+                 ret == -ENOSPC || ret == -EDQUOT ? "make room on that file system"
+                 : ret == -EROFS                  ? "that file system is read-only"
+                                                  : "see to that directory");
+        return ret == -EIO ? -EREMOTEIO : ret;
+    }
+    return 0;
 }
