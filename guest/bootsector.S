@@ -5,10 +5,10 @@
  * Theory of operation. After the BIOS has loaded it, it runs alone in 32-bit protected mode without
  * paging or interrupts, the same under TCG and KVM. A 64-bit counter rises by one per step:
  *
- *  memory   step c writes to page c % 256 of the megabyte at 1 MiB: the high half of c into the first
- *           32-bit word, the low half into the next WORDS - 1. Before that it checks that these words
- *           still hold c - 256, what the last lap left there. The address behind the first wrong
- *           word is kept as the error word, for good. (WORDS is small by default because a KVM that
+ *  memory   step c writes to page c % 256 of the megabyte at 1 MiB: the high half of c into the
+ *           first 32-bit word, the low half into the next WORDS - 1. Before that it checks that
+ *           these words still hold c - 256, what the last lap left there. The address behind the
+ *           first wrong word is kept as the error word, for good. (WORDS is small by default because a KVM that
  *           emulates such a guest takes 0.6 us for each word.)
  *  network  every STRIDE steps one broadcast frame leaves through an NE2000 at port 0x300
  *           (-device ne2k_isa), and PERIOD ticks of the timer pass (about 500 frames/s).
@@ -22,8 +22,8 @@
  *   0  destination, 6 x 0xff     6  source, the card's MAC      12  ethertype 0x88b5
  *  14  "PLXB"    18  error word, 0 = no error    22  counter, 64 bit    30  STRIDE    34..59  any
  *
- * It waits for the disk without a deadline: a disk that hangs stops the frames, which whoever watches
- * them notices (bootsector_watch.py).
+ * It waits for the disk without a deadline: a disk that hangs stops the frames, which whoever
+ * watches them notices (bootsector_watch.py).
  */
 #ifndef STRIDE
 #define STRIDE 8        /* steps per frame; a power of two, at most 128 */
@@ -117,7 +117,7 @@ write:
 
         /* Disk: LBA28 write of one sector, the frame and whatever lies behind it. */
         movw    $0x1f6, %dx
-        movb    $0xe0, %al              /* first drive: the BIOS may have left the second selected */
+        movb    $0xe0, %al              /* first drive: the BIOS may have selected the second */
         outb    %al, %dx
         incl    %edx
         inb     %dx, %al
@@ -202,7 +202,7 @@ words:  /* Sets ecx to the words of a page in use but the first. */
         movw    $WORDS - 1, %cx
         ret
 
-set_registers: /* Writes the (register, value) pairs at esi to the card; leaves esi behind the end. */
+set_registers: /* Writes the (register, value) pairs at esi; leaves esi behind the end. */
         xorl    %ecx, %ecx
         movb    $3, %dh
 1:      lodsb
@@ -223,7 +223,7 @@ init_table:
         .byte   0x08, 0x00, 0x09, 0x00, 0x0a, 12, 0x0b, 0x00, 0x00, 0x0a  /* read 12 bytes at 0 */
         .byte   END
 frame_table:
-        .byte   0x08, 0x00, 0x09, 0x40, 0x0a, FRAME_LEN, 0x0b, 0x00, 0x00, 0x12 /* write at 0x4000 */
+        .byte   0x08, 0x00, 0x09, 0x40, 0x0a, FRAME_LEN, 0x0b, 0x00, 0x00, 0x12 /* write */
         .byte   END
         .byte   0x05, FRAME_LEN, 0x06, 0x00, 0x00, 0x26                         /* send it */
         .byte   END

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""bootsector_watch.py - follows the boot-sector guest on the wire and says whether anything was lost
+"""bootsector_watch.py - follows the boot-sector guest on the wire: was anything lost?
 
 Owns: one AF_PACKET socket on one interface. Never sends.
 
-Every frame of bootsector.S carries a counter that rises by a fixed stride, and an error word that the
-guest sets when its own memory is not what it wrote. Three things are wrong, always or by request:
+Every frame of bootsector.S carries a counter that rises by a fixed stride, and an error word that
+the guest sets when its own memory is not what it wrote. Three things are wrong:
 
   backwards  a counter not above one already seen: a state that had been seen outside was lost
   error      the guest found its memory wrong
@@ -25,7 +25,7 @@ import sys
 import time
 
 ETHERTYPE = 0x88B5
-FRAME = struct.Struct("<6s6s2s4sIQI")  # as in bootsector.S; the ethertype is the only big-endian part
+FRAME = struct.Struct("<6s6s2s4sIQI")  # as in bootsector.S
 MAGIC = b"PLXB"
 SECTOR_BYTES = 512
 DISK_EVERY = 1024  # steps from one sector write to the next
@@ -35,7 +35,7 @@ PACKET_STATISTICS = 6
 
 
 def parse_frame(data):
-    """One frame (or the start of a sector) as (mac, error, counter, stride); None if it is not ours."""
+    """A frame or a sector's start as (mac, error, counter, stride); None if it is not ours."""
     if len(data) < FRAME.size:
         return None
     _, mac, ethertype, magic, error, counter, stride = FRAME.unpack_from(data)
@@ -122,7 +122,7 @@ def check_disk(path, last):
 
 
 def watch(args, stop):
-    """Follows the wire until enough was seen, the deadline passes or stop[0]; returns the exit status."""
+    """Follows the wire until enough was seen, the deadline or a signal; returns the exit status."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     sock.bind((args.interface, ETHERTYPE))
@@ -165,7 +165,7 @@ def watch(args, stop):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Follow the boot-sector guest's frames on an interface.")
+    parser = argparse.ArgumentParser(description="Follow the boot-sector guest on an interface.")
     parser.add_argument("interface")
     parser.add_argument("--seconds", type=float, default=10, help="deadline (default 10)")
     parser.add_argument("--frames", type=int, help="stop after so many frames")

@@ -4,10 +4,11 @@
  *
  * Usage: dirty PAGES RATE_HZ|max [word|line|page]
  *
- * Owns: a memory area of PAGES pages and port 7070. Each step picks a page at random, checks that it
- * still says what this program wrote there last, and rewrites it: one 8-byte word (word), the first
- * 64 bytes (line), or all 4096 bytes with values that do not compress (page). A page that says
- * anything else counts as an error: memory that was lost or mixed up by a failover is found here.
+ * Owns: a memory area of PAGES pages and port 7070. Each step picks a page at random, checks that
+ * it still says what this program wrote there last, and rewrites it: one 8-byte word (word), the
+ * first 64 bytes (line), or all 4096 bytes with values that do not compress (page). A page that
+ * says anything else counts as an error: memory that was lost or mixed up by a failover is found
+ * here.
  *
  * On request (a UDP datagram, or a TCP connection, to port 7070) it answers with one line of JSON,
  * so that work done per wall second can be measured from outside; the guest's clock stands still in
@@ -123,8 +124,9 @@ static void answer_udp(const struct load *load, int fd)
     struct sockaddr_in6 from;
     socklen_t from_len = sizeof(from);
     char id[20] = "", report[320];
-    ssize_t len = recvfrom(fd, id, sizeof(id) - 1, MSG_DONTWAIT, (struct sockaddr *)&from, &from_len);
+    ssize_t len;
 
+    len = recvfrom(fd, id, sizeof(id) - 1, MSG_DONTWAIT, (struct sockaddr *)&from, &from_len);
     if (len < 0)
         return;
     id[len] = '\0';
@@ -140,10 +142,12 @@ static void answer_tcp(const struct load *load, int fd)
 {
     char report[320];
     int conn = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int len;
 
     if (conn < 0)
         return;
-    (void)!send(conn, report, (size_t)format_report(load, "", report, sizeof(report)), MSG_NOSIGNAL);
+    len = format_report(load, "", report, sizeof(report));
+    (void)!send(conn, report, (size_t)len, MSG_NOSIGNAL);
     shutdown(conn, SHUT_WR);
     close(conn);
 }

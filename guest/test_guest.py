@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""test_guest.py - tests of the guests: that they work, and that they find what they are there to find
+"""test_guest.py - the guests work, and find what they are there to find
 
-Usage: test_guest.py BUILD_GUEST_DIR [unittest arguments]; QEMU=PROGRAM in the environment for the tests
-with a real QEMU (QEMU_FIRMWARE: colon-separated folders for -L). Needs root: it runs in a network
-namespace of its own, which takes every tap with it when it ends. Exit status 77: not root.
+Usage: test_guest.py BUILD_GUEST_DIR [unittest arguments]; QEMU=PROGRAM in the environment for the
+tests with a real QEMU (QEMU_FIRMWARE: colon-separated folders for -L). Needs root: it runs in a
+network namespace of its own, which takes every tap with it when it ends. Exit status 77: not root.
 """
 import json
 import os
@@ -160,12 +160,13 @@ class TestDirty(unittest.TestCase):
         self.assertTrue(600 < rate < 1100, rate)
 
     def test_bad_arguments_are_refused(self):
-        for args in ([], ["0", "1"], ["1", "-1"], ["1", "1", "words"], ["1x", "1"], ["9" * 30, "1"]):
+        for args in ([], ["0", "1"], ["1", "-1"], ["1", "1", "words"], ["1x", "1"],
+                     ["9" * 30, "1"]):
             done = subprocess.run([os.path.join(BUILD, "dirty"), *args], stderr=subprocess.PIPE)
             self.assertEqual(done.returncode, 64, args)
 
     def corrupt(self, pid):
-        """Zeroes half of the pages behind the load's back: the area is its largest mapping's start."""
+        """Zeroes half of the pages behind the load's back; the area starts its largest mapping."""
         sizes = {}
         with open(f"/proc/{pid}/maps") as maps:
             for line in maps:
@@ -179,7 +180,7 @@ class TestDirty(unittest.TestCase):
 
 
 class Qemu:
-    """One QEMU with a tap in this namespace, its serial line in a file, killed at the end of the test."""
+    """One QEMU with a tap in this namespace, its serial line in a file, killed at the end."""
 
     def __init__(self, test, *args):
         self.dir = tempfile.TemporaryDirectory()
@@ -281,16 +282,18 @@ class TestLinux(unittest.TestCase):
         bus = "pci"
         if machine == "microvm":
             bus = "device"
-            words += " tsc_early_khz=" + subprocess.check_output([os.path.join(BUILD, "tsckhz")], text=True)
+            khz = subprocess.check_output([os.path.join(BUILD, "tsckhz")], text=True)
+            words += " tsc_early_khz=" + khz.strip()
         qemu = Qemu(self, "-accel", "tcg", "-M", machine, "-m", "256",
                     "-kernel", os.path.join(BUILD, "vmlinuz"),
                     "-initrd", os.path.join(BUILD, "initrd.img"), "-device",
                     f"virtio-net-{bus},netdev=n0,mac={MAC}", "-append",
-                    "console=ttyS0 quiet pollux.ip0=10.77.0.10/24 pollux.ip6_0=fd77::10/64 " + words.strip())
+                    "console=ttyS0 quiet pollux.ip0=10.77.0.10/24 pollux.ip6_0=fd77::10/64 "
+                    + words)
         subprocess.run(["ip", "addr", "add", "10.77.0.1/24", "dev", "tap0"], check=True)
         subprocess.run(["ip", "addr", "add", "fd77::1/64", "dev", "tap0", "nodad"], check=True)
         try:
-            return wait_for(lambda: re.search(r"(?m)^.*POLLUX-GUEST-.*$", qemu.serial_text()), 60,
+            return wait_for(lambda: re.search(r"(?m)^.*POLLUX-GUEST-.*\n", qemu.serial_text()), 60,
                             f"{machine}: ready line")[0]
         except AssertionError:
             print(qemu.serial_text()[-2000:], file=sys.stderr)
@@ -318,12 +321,15 @@ class TestLinux(unittest.TestCase):
 
     def test_nginx(self):
         self.assertRegex(self.boot("pc", "pollux.workload=nginx"), "READY workload=nginx")
-        get = "GET /{} HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"
-        page = self.talk("10.77.0.10", 80, get.format("137.html").encode(), 1 << 20)
-        body = page.split(b"\r\n\r\n", 1)[1]
-        self.assertEqual(body, b"".join(b"page 137 line %03d pollux-guest.\n" % i for i in range(128)))
-        self.assertIn(b" 404 ", self.talk("10.77.0.10", 80, get.format("200.html").encode(), 1 << 20))
-        self.assertRegex(self.talk("10.77.0.10", 80, get.format("seq").encode(), 1 << 20), rb"\n\d+ 1\n$")
+
+        def get(path):
+            request = f"GET /{path} HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"
+            return self.talk("10.77.0.10", 80, request.encode(), 1 << 20)
+        body = get("137.html").split(b"\r\n\r\n", 1)[1]
+        lines = [b"page 137 line %03d pollux-guest.\n" % i for i in range(128)]
+        self.assertEqual(body, b"".join(lines))
+        self.assertIn(b" 404 ", get("200.html"))
+        self.assertRegex(get("seq"), rb"\n\d+ 1\n$")
 
     def test_dirty(self):
         self.boot("pc", "pollux.workload=dirty pollux.dirty_rate=max pollux.dirty_pages=1000")
@@ -331,7 +337,8 @@ class TestLinux(unittest.TestCase):
         self.assertEqual((report["errors"], report["set"], report["rate_hz"]), (0, 1000, 0))
 
     def test_unknown_workload_says_so(self):
-        self.assertIn("FAILED unknown pollux.workload=mysql", self.boot("pc", "pollux.workload=mysql"))
+        line = self.boot("pc", "pollux.workload=mysql")
+        self.assertIn("FAILED unknown pollux.workload=mysql", line)
 
 
 def main():
@@ -344,7 +351,8 @@ def main():
         sys.exit(77)
     if os.environ.get("POLLUX_TEST_GUEST_NETNS") != "1":
         os.environ["POLLUX_TEST_GUEST_NETNS"] = "1"
-        os.execvp("unshare", ["unshare", "--net", sys.executable, os.path.abspath(__file__), *sys.argv[1:]])
+        again = [sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
+        os.execvp("unshare", ["unshare", "--net", *again])
     BUILD = os.path.abspath(sys.argv.pop(1))
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     unittest.main()

@@ -2,9 +2,10 @@
 /*
  * tsckhz - prints how fast this machine's time stamp counter runs, in kHz
  *
- * For `tsc_early_khz=` on the kernel command line of a microvm under TCG, whose counter is the host's:
- * that machine has neither HPET nor PM timer, so a Linux guest must calibrate against the PIT, fails
- * when the host is busy, and then hangs early, without a word. Runs on the host, for 50 ms.
+ * For `tsc_early_khz=` on the kernel command line of a microvm under TCG, whose counter is the
+ * host's: that machine has neither HPET nor PM timer, so a Linux guest must calibrate against the
+ * PIT, fails when the host is busy, and then hangs early, without a word. Runs on the host, for 50
+ * ms.
  */
 #include <inttypes.h>
 #include <stdint.h>
