@@ -8,8 +8,8 @@
  *  memory   step c writes to page c % 256 of the megabyte at 1 MiB: the high half of c into the
  *           first 32-bit word, the low half into the next WORDS - 1. Before that it checks that
  *           these words still hold c - 256, what the last lap left there. The address behind the
- *           first wrong word is kept as the error word, for good. (WORDS is small by default because a KVM that
- *           emulates such a guest takes 0.6 us for each word.)
+ *           first wrong word is kept as the error word, for good. (WORDS is small by default
+ *           because a KVM that emulates such a guest takes 0.6 us for each word.)
  *  network  every STRIDE steps one broadcast frame leaves through an NE2000 at port 0x300
  *           (-device ne2k_isa), and PERIOD ticks of the timer pass (about 500 frames/s).
  *  disk     every 1024 steps, before that step's frame, sector 1 + (c / 1024) % 64 of the first ATA
