@@ -2,9 +2,9 @@
 /*
  * fuzz_wire - any bytes from any peer, as they come or sealed so that the checksum is no shield
  *
- * First byte: who sends (2 bits), sealed or not, and how large the chunks are. Sealed input is a row of
- * u8 type, u8 length / 8, u8 epoch, payload: each becomes a record with a right checksum and sequence. Every record that passes
- * must satisfy its typed view, and what is inside LAYOUT, PAGES and STATE is looked at too.
+ * First byte: who sends (2 bits), mode (2 bits: as it comes, sealed, sealed after a valid greeting), how large the chunks
+ * are. Sealed input is a row of u8 type, u8 length / 8, u8 epoch, payload: each becomes a record with a right checksum and
+ * sequence. Every record that passes must satisfy its typed view; what is inside LAYOUT, PAGES and STATE is looked at too.
  */
 #include <assert.h>
 #include <errno.h>
@@ -21,9 +21,24 @@ static uint8_t stream[1u << 20] __attribute__((aligned(8)));
 static const uint64_t block_pages[] = {256, 3};
 static const struct codec_blocks blocks = {2, block_pages};
 
-static size_t seal_all(const uint8_t *data, size_t size)
+static size_t greet(enum wire_peer peer)
 {
-    size_t used = 0, sequence = 0;
+    const struct wire_hello hello = {.version_min = 1, .version_max = 1, .role = 1 + (peer & 1), .vm = "vm"};
+    struct wire_writer w = {0};
+    ssize_t a, b;
+
+    if (peer != WIRE_PEER_ACTIVE && peer != WIRE_PEER_STANDBY)
+        return 0;
+    a = wire_put(&w, stream, sizeof(stream), WIRE_HELLO, 1, 0, &hello, sizeof(hello));
+    b = wire_put(&w, stream + a, sizeof(stream) - (size_t)a, WIRE_LAYOUT, 1, 0, "a=b\n", 4);
+    assert(a > 0 && b > 0);
+    return (size_t)(a + b);
+}
+
+/* used: bytes of a greeting that is there already */
+static size_t seal_all(const uint8_t *data, size_t size, size_t used)
+{
+    size_t sequence = used ? 2 : 0;
 
     while (size >= 3 && used < sizeof(stream) / 2) {
         size_t len = 8 * (size_t)data[1];
@@ -118,10 +133,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!size)
         return 0;
     peer = data[0] & 3;
-    chunk = 1 + (size_t)(data[0] >> 3) * 29;
+    chunk = 1 + (size_t)(data[0] >> 4) * 59;
     cap = wire_reader_min_bytes(peer);
-    if (data[0] & 4) {
-        size = seal_all(data + 1, size - 1);
+    if (data[0] & 12) {
+        size = seal_all(data + 1, size - 1, data[0] & 8 ? greet(peer) : 0);
     } else {
         memcpy(stream, data + 1, size - 1 < sizeof(stream) ? size - 1 : sizeof(stream));
         size = size - 1 < sizeof(stream) ? size - 1 : sizeof(stream);
