@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# pollux.mk - the command line program
+POLLUX_OBJS := $(addprefix $(B)/replicator/,pollux.o pollux_client.o pollux_show.o options.o session_table.o wire.o)
+PYTHON_TESTS += tests/unit/test_cli.py
+
+$(B)/pollux: $(POLLUX_OBJS)
+	@echo "  LD      $@"
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -ljson-c -lxxhash
