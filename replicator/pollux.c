@@ -193,12 +193,14 @@ static int complain(int code, const char *text)
     return code;
 }
 
-/* Fill set->path. */
+/* Fill set->path; complains. */
 static int find_socket(struct settings *set)
 {
     glob_t found;
     int code = CODE_GOOD;
 
+    if (set->path[0])
+        return CODE_GOOD;
     if (set->control) {
         if (strlen(set->control) >= PATH_BYTES)
             return complain(CODE_USAGE, "--control: the path is too long");
@@ -241,9 +243,14 @@ static struct json_object *command(const char *name)
 /* Connect, ask, take the answer, hang up; complains. On CODE_GOOD the caller puts *ret. */
 static int call_until(struct settings *set, struct json_object *request, int64_t at, struct json_object **ret)
 {
-    struct client client;
-    int code = client_open(&client, set->path);
+    struct client client = {.fd = -1};
+    int code = find_socket(set);
 
+    if (code) {
+        json_object_put(request);
+        return code;
+    }
+    code = client_open(&client, set->path);
     if (code)
         json_object_put(request);
     else
@@ -404,9 +411,15 @@ static bool moved_to(struct json_object *event, const char *states)
 /* Connect and become a subscriber; complains; the caller closes the client in any case. */
 static int subscribe(struct settings *set, struct client *client, int64_t since, int64_t at)
 {
-    struct json_object *request = command("events"), *answer;
-    int code = client_open(client, set->path);
+    struct json_object *request, *answer;
+    int code;
 
+    *client = (struct client){.fd = -1};
+    code = find_socket(set);
+    if (code)
+        return code;
+    code = client_open(client, set->path);
+    request = command("events");
     json_object_object_add(request, "since", json_object_new_int64(since));
     if (code)
         json_object_put(request);
@@ -547,7 +560,7 @@ int main(int argc, char **argv)
     struct settings set = {.control = NULL};
     char why[OPTIONS_WHY_BYTES];
     const struct verb *verb;
-    int next, code;
+    int next;
 
     if (options_parse(main_rows, &set, argc, argv, 1, &next, why))
         return complain(CODE_USAGE, why);
@@ -576,6 +589,5 @@ int main(int argc, char **argv)
     }
     if (set.control && set.vm)
         return complain(CODE_USAGE, "--control and --vm exclude each other");
-    code = find_socket(&set);
-    return code ? code : verb->run(&set);
+    return verb->run(&set);
 }
