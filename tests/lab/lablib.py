@@ -87,6 +87,7 @@ class Lab:
         if not options["no_guest"]:
             for host in GUEST_HOSTS:  # before anything is made: what is missing?
                 labqemu.qemu_program(labqemu.side_options(options, host).get("qemu"))
+            options["append"] = [*labqemu.clock_words(options), *options["append"]]
         lab = cls(State.create(name, directory), progress)
         try:
             lab._up(options)

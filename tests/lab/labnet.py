@@ -34,6 +34,7 @@ REPLICATION_PORT = 7460
 WITNESS_PORT = 7461
 LAN = {"a": "10.77.0.1", "b": "10.77.0.2", "client": "10.77.0.100"}
 LAN6 = {"a": "fd77::1", "b": "fd77::2", "client": "fd77::100"}
+HOST_NUMBER = {"a": 1, "b": 2, "witness": 3, "client": 100}
 REP = {"a": "10.78.0.1", "b": "10.78.0.2", "witness": "10.78.0.3"}
 
 
@@ -181,16 +182,17 @@ def add_host(lab, host, nics):
     lines = []
     for port in ports(host):
         net = port.split("-")[0]
-        lines += [f"link add {port} type veth peer name {net}0 netns {space}",
+        # A host's addresses stay its own when it is started again: its peers remember them.
+        mac = f"02:00:00:{'77' if net == 'lan' else '78'}:01:{HOST_NUMBER[host]:02x}"
+        lines += [f"link add {port} type veth peer name {net}0 address {mac} netns {space}",
                   f"link set {port} master {net}", f"link set {port} up"]
     ip_batch(switch, lines)
     lines = []
     lan_device = "lan0"
     if host in ("a", "b"):
         lan_device = "br0"
-        number = 1 if host == "a" else 2
         # An address of its own, so that the bridge does not take over a new port's.
-        lines += [f"link add br0 address 02:00:00:77:00:{number:02x} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+        lines += [f"link add br0 address 02:00:00:77:00:{HOST_NUMBER[host]:02x} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
                   "link set lan0 master br0", "link set lan0 up"]
         for i in range(nics):
             lines += [f"tuntap add dev tap{i} mode tap", f"link set tap{i} master br0", f"link set tap{i} up"]

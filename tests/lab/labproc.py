@@ -15,6 +15,7 @@ import labnet
 from labstate import LabError
 
 END_DEADLINE_S = 10
+_children = set()  # pids that this very process started and that nobody else waits for
 
 
 def start_time(pid):
@@ -32,12 +33,13 @@ def alive(record):
 
 
 def reap():
-    """Collects those of our own children that ended, so that none stays as a zombie."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
+    """Collects those daemons of ours that ended, so that none stays as a zombie of this process."""
+    for pid in list(_children):
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                _children.discard(pid)
+        except ChildProcessError:
+            _children.discard(pid)
 
 
 def in_host(space):
@@ -141,7 +143,8 @@ def spawn(space, argv, log, directory):
     with open(log, "ab", buffering=0) as out:
         child = subprocess.Popen(["nsenter", f"--net={labnet.namespace_path(space)}", *argv], stdin=subprocess.DEVNULL,
                                  stdout=out, stderr=out, cwd=directory, start_new_session=True)
-    child.returncode = 0  # not ours to wait for: it outlives this command (and reap() collects it if not)
+    child.returncode = 0  # it may outlive this command; if not, reap() collects it
+    _children.add(child.pid)
     return child.pid, start_time(child.pid)
 
 

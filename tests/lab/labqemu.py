@@ -63,6 +63,14 @@ def side_options(options, host):
     return merged
 
 
+def clock_words(options):
+    """Kernel words that a microvm needs under TCG: it has no timer to calibrate the time stamp counter with."""
+    if options["machine"] != "microvm" or options["accel"] != "tcg" or options["workload"] == "bootsector":
+        return []
+    argv = [guest_file("tsckhz")]
+    return [f"tsc_early_khz={int(labnet.run(argv))}"]
+
+
 def kernel_arguments(options):
     words = ["console=ttyS0", "quiet", f"pollux.workload={options['workload']}", "pollux.hostname=guest"]
     for i in range(options["nics"]):
