@@ -239,14 +239,17 @@ static const char *check_answer(const struct arbiter *a, const struct arbiter_as
 
 /*
  * A register only ever rises, and changes hands only when it rises. One that does otherwise was restored
- * from an old copy, or is another witness's.
+ * from an old copy, or is another witness's. But one that is held by nobody was written anew by an operator
+ * (witness --restore), who has vouched for its generation.
  */
 static void learn(struct arbiter *a, const struct arbiter_register *reg)
 {
+    static const uint8_t nobody[16];
+    bool vouched = memcmp(reg->holder, nobody, 16) == 0 && memcmp(reg->nonce, nobody, 16) == 0;
     bool changed_hands = memcmp(reg->holder, a->known.holder, sizeof(reg->holder)) != 0 ||
                          memcmp(reg->nonce, a->known.nonce, sizeof(reg->nonce)) != 0;
     bool forgetful = a->known_valid && (reg->generation < a->known.generation ||
-                                        (reg->generation == a->known.generation && changed_hands));
+                                        (reg->generation == a->known.generation && changed_hands && !vouched));
 
     if (forgetful != a->forgetful)
         a->want_changed = true;

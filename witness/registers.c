@@ -71,10 +71,10 @@ static int load_one(struct registers *r, const char *dir, const char *name,
             goto good;
     }
     snprintf(ret_why, REGISTERS_WHY_BYTES,
-             "%s/%s: %s. The witness does not guess who may run a guest. Restore the file from a backup "
-             "taken since the VM's last failover; or, when it is certain which side holds the guest to "
-             "keep, remove the file and say \"pollux pair --adopt\" there (see witness(8), RECOVERY)",
-             dir, name, why);
+             "%s/%s: %s. The witness does not guess who may run a guest. Find the highest generation that "
+             "\"pollux status\" shows on the two hosts of this VM, and say \"witness --state-dir %s --restore "
+             "VM=GENERATION\" (see witness(8), RECOVERY)",
+             dir, name, why, dir);
     return len < 0 && len != -EINVAL && len != -EFBIG ? (int)len : -EPROTO;
 good:
     r->list[r->nr++] = one;
@@ -115,7 +115,8 @@ static int load_all(struct registers *r, const char *dir, char ret_why[REGISTERS
     return ret;
 }
 
-int registers_open(struct registers *r, const char *dir, char ret_why[REGISTERS_WHY_BYTES])
+/* Open and lock the directory. */
+static int open_dir(struct registers *r, const char *dir, char ret_why[REGISTERS_WHY_BYTES])
 {
     int ret = 0;
 
@@ -138,8 +139,17 @@ int registers_open(struct registers *r, const char *dir, char ret_why[REGISTERS_
                                        "directory with --state-dir"
                                      : "cannot lock the state directory %s",
                  dir);
-        goto out;
+        registers_close(r);
     }
+    return ret;
+}
+
+int registers_open(struct registers *r, const char *dir, char ret_why[REGISTERS_WHY_BYTES])
+{
+    int ret = open_dir(r, dir, ret_why);
+
+    if (ret)
+        return ret;
     r->list = calloc(REGISTERS_MAX, sizeof(*r->list));
     if (!r->list) {
         ret = -ENOMEM;
@@ -164,6 +174,46 @@ void registers_close(struct registers *r)
         close(r->dirfd);
     free(r->list);
     *r = (struct registers){.dirfd = -1};
+}
+
+int registers_restore(const char *dir, const char vm[WIRE_VM_BYTES], uint64_t generation,
+                      char ret_why[REGISTERS_WHY_BYTES])
+{
+    char text[KEYFILE_MAX_BYTES], name[FILE_NAME_BYTES], aside[FILE_NAME_BYTES + 16], why[REGISTERS_WHY_BYTES];
+    struct arb_register one = {.generation = generation};
+    struct arb_register old;
+    struct registers r;
+    bool unsure;
+    ssize_t len;
+    int ret;
+
+    ret = open_dir(&r, dir, ret_why);
+    if (ret)
+        return ret;
+    memcpy(one.vm, vm, sizeof(one.vm));
+    snprintf(name, sizeof(name), "%.47s" SUFFIX, vm);
+    snprintf(aside, sizeof(aside), "%s.damaged", name);
+    r.list = &old; /* room for the one */
+    ret = faccessat(r.dirfd, name, F_OK, AT_SYMLINK_NOFOLLOW) ? -errno : load_one(&r, dir, name, why);
+    r.list = NULL;
+    if (!ret) {
+        snprintf(ret_why, REGISTERS_WHY_BYTES, "%s/%s is not damaged and at generation %llu: it is left alone", dir, name,
+                 (unsigned long long)old.generation);
+        ret = -EEXIST;
+        goto out;
+    }
+    if (ret != -ENOENT && renameat(r.dirfd, name, r.dirfd, aside)) {
+        ret = -errno;
+        goto cannot;
+    }
+    len = keyfile_format(&register_schema, &one, text, sizeof(text));
+    ret = len < 0 ? (int)len : keyfile_write(r.dirfd, name, text, (size_t)len, &unsure);
+cannot:
+    if (ret)
+        snprintf(ret_why, REGISTERS_WHY_BYTES, "cannot write %s/%s: %s", dir, name, strerror(-ret));
+out:
+    registers_close(&r);
+    return ret;
 }
 
 /* ---- use ---- */

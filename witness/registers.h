@@ -46,6 +46,18 @@ struct registers {
  */
 int registers_open(struct registers *r, const char *dir, char ret_why[REGISTERS_WHY_BYTES]);
 
+/**
+ * Write a register anew that was lost or damaged, as an operator says; holder and nonce are zero. An undamaged one
+ * is never touched; a damaged file is kept as VM.register.damaged.
+ * @param dir         the state directory, which no witness may be using
+ * @param vm          zero padded, legal
+ * @param generation  1 or more
+ * @param ret_why     on error: a sentence
+ * @return 0; -EEXIST there is an undamaged one; another -errno
+ */
+int registers_restore(const char *dir, const char vm[WIRE_VM_BYTES], uint64_t generation,
+                      char ret_why[REGISTERS_WHY_BYTES]);
+
 /** Give everything back; legal again, and after registers_open() failed. */
 void registers_close(struct registers *r);
 

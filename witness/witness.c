@@ -40,6 +40,8 @@ struct settings {
     } listen[SERVER_LISTEN_MAX];
     unsigned nr_listen;
     int64_t silent_ns;
+    char restore_vm[WIRE_VM_BYTES]; /* empty: serve */
+    unsigned long long restore_generation;
     bool help, version;
 };
 
@@ -118,6 +120,21 @@ static int take_log_level(void *into, const char *value, char why[OPTIONS_WHY_BY
     return 0;
 }
 
+static int take_restore(void *into, const char *value, char why[OPTIONS_WHY_BYTES])
+{
+    struct settings *set = into;
+    const char *equals = strchr(value, '=');
+    char name[WIRE_VM_BYTES] = "", number_why[OPTIONS_WHY_BYTES];
+
+    if (equals && equals - value < WIRE_VM_BYTES)
+        memcpy(name, value, (size_t)(equals - value));
+    if (wire_vm_name(name, set->restore_vm) == 0 &&
+        options_number(equals + 1, 1, UINT64_MAX, &set->restore_generation, number_why) == 0)
+        return 0;
+    snprintf(why, OPTIONS_WHY_BYTES, "must be VM=GENERATION, such as db=7");
+    return -EINVAL;
+}
+
 static int take_help(void *into, const char *value, char why[OPTIONS_WHY_BYTES])
 {
     (void)value, (void)why;
@@ -138,6 +155,8 @@ static const struct option_row rows[] = {
                              "as [ADDR]:PORT (default: port 7461 on every address)", take_listen },
     { "state-dir", "DIR", "where the registers are (default: " DEFAULT_STATE_DIR ")", take_state_dir },
     { "client-timeout-ms", "MS", "a client silent for this long is closed (default: 30000)", take_silent },
+    { "restore", "VM=GENERATION", "write a register anew that was lost or damaged, and exit;\n"
+                                  "see witness(8), RECOVERY", take_restore },
     { "log-level", "LEVEL", "error, warning, info or debug (default: info)", take_log_level },
     { "help", NULL, "print this and exit", take_help },
     { "version", NULL, "print the version and exit", take_version },
@@ -244,6 +263,19 @@ out:
     return code;
 }
 
+static int restore(const struct settings *set)
+{
+    char why[REGISTERS_WHY_BYTES];
+    int ret = registers_restore(set->state_dir, set->restore_vm, set->restore_generation, why);
+
+    if (ret) {
+        log_line(LOG_ERROR, "%s", why);
+        return ret == -EWOULDBLOCK ? EXIT_UNAVAILABLE : EXIT_CONFIG;
+    }
+    log_line(LOG_INFO, "the register of %s is at generation %llu", set->restore_vm, set->restore_generation);
+    return EXIT_SUCCESS;
+}
+
 int main(int argc, char **argv)
 {
     struct settings set = {.state_dir = DEFAULT_STATE_DIR, .silent_ns = INT64_C(30000000000)};
@@ -269,5 +301,5 @@ int main(int argc, char **argv)
         printf("witness (Pollux) " POLLUX_VERSION "\n");
         return 0;
     }
-    return run(&set);
+    return set.restore_vm[0] ? restore(&set) : run(&set);
 }

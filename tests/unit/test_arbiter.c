@@ -594,6 +594,21 @@ static void forgotten_register_is_told_before_it_is_needed(void **state)
     assert_false(w.a.forgetful);
 }
 
+/* witness --restore: nobody holds it, and its generation is what both sides know. */
+static void restored_register_is_believed(void **state)
+{
+    (void)state;
+    begin_connected(7, me);
+    memset(&w.reg, 0, sizeof(w.reg));
+    run_to(w.now + 1000 * MS);
+    assert_true(w.a.forgetful);
+    w.reg.generation = 7;
+    run_to(w.now + 1000 * MS);
+    assert_false(w.a.forgetful);
+    ask(7, nonce1);
+    assert_true(got(GRANT_YES));
+}
+
 static void unreachable_witness_is_tried_at_the_pace_of_reconnect(void **state)
 {
     (void)state;
@@ -748,6 +763,7 @@ int main(void)
         cmocka_unit_test(every_planted_fault_is_found),
         cmocka_unit_test(heartbeats_show_reachability),
         cmocka_unit_test(forgotten_register_is_told_before_it_is_needed),
+        cmocka_unit_test(restored_register_is_believed),
         cmocka_unit_test(unreachable_witness_is_tried_at_the_pace_of_reconnect),
         cmocka_unit_test(silent_connects_end),
         cmocka_unit_test(one_ask_at_a_time),

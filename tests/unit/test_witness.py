@@ -328,7 +328,7 @@ class WitnessTest(unittest.TestCase):
                 f.write(data[:-30])
         code, log = self.damaged(change)
         self.assertEqual(code, 78)
-        self.assertRegex(log, r"db\.register: it is cut off.*does not guess.*pair --adopt")
+        self.assertRegex(log, r"db\.register: it is cut off.*does not guess.*--restore VM=GENERATION")
 
     def test_edited_file_is_refused_at_start(self):
         def change(path, data):
@@ -349,6 +349,38 @@ class WitnessTest(unittest.TestCase):
         self.client(w).ask(op=CAS, vm="db", expect=0, next=41)
         self.assertEqual(w.end(), 0)
         self.assertEqual(self.client(self.start()).read("db")[0], 41)
+
+    def restore(self, value):
+        """witness --restore; returns (exit code, log)."""
+        r = subprocess.run([WITNESS, "--state-dir", self.state, "--restore", value], capture_output=True, text=True,
+                           timeout=DEADLINE, check=False)
+        return r.returncode, r.stderr
+
+    def test_damaged_register_can_be_restored(self):
+        self.damaged(lambda path, data: os.truncate(path, 50))
+        self.assertEqual(self.restore("db=41")[0], 0)
+        self.assertEqual(sorted(os.listdir(self.state)), ["db.register", "db.register.damaged"])
+        c = self.client(self.start())
+        self.assertEqual(c.read("db"), (41, bytes(16), bytes(16)))
+        self.assertEqual(c.ask(op=CAS, vm="db", expect=41, next=42).result, GRANTED)
+
+    def test_lost_register_can_be_restored(self):
+        self.assertEqual(self.restore("db=7")[0], 0)
+        self.assertEqual(self.client(self.start()).read("db")[0], 7)
+
+    def test_good_register_cannot_be_restored(self):
+        w = self.start()
+        self.client(w).ask(op=CAS, vm="db", expect=0, next=41)
+        code, log = self.restore("db=40")
+        self.assertEqual(code, 69)
+        self.assertIn("another witness uses", log)
+        w.end()
+        code, log = self.restore("db=40")
+        self.assertEqual(code, 78)
+        self.assertIn("not damaged and at generation 41: it is left alone", log)
+        self.assertEqual(self.client(self.start()).read("db")[0], 41)
+        for value in ("db", "db=", "=5", "db=0", "db=x", "../x=1", "x" * 60 + "=1"):
+            self.assertEqual(self.restore(value)[0], 64, value)
 
     def test_temporary_file_of_a_crash_is_removed(self):
         os.mkdir(self.state)
