@@ -19,7 +19,6 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include "../common/log.h"
 #include "bug.h"
 #include "notify.h"
 
@@ -84,9 +83,14 @@ static void on_released(void *opaque, uint64_t epoch, uint64_t packets, uint64_t
     mailbox_put(&d->box, &e);
 }
 
-static void on_note(void *opaque, const char *text)
+static void on_warning(void *opaque, const char *text)
 {
-    journal_note(opaque, "note", text);
+    journal_note(opaque, LOG_WARNING, "note", text);
+}
+
+static void on_news(void *opaque, const char *text)
+{
+    journal_note(opaque, LOG_INFO, "arbiter", text);
 }
 
 /* ---- the session's actions ---- */
@@ -296,7 +300,7 @@ static void perform(struct daemon *d, const struct session_action *a)
 {
     switch (a->type) {
     case SA_MOVED: note_move(d, a); break;
-    case SA_NOTE: journal_note(d, "note", a->text); break;
+    case SA_NOTE: journal_note(d, LOG_WARNING, "note", a->text); break;
     case SA_OP_REPLY: answer_operator(d, a); break;
     case SA_CONNECT: connect_peer(d); break;
     case SA_DISCONNECT: drop_link(d); break;
@@ -693,7 +697,7 @@ static void init_meters(struct meters *m)
 
 int daemon_init(struct daemon *d, const struct daemon_options *options)
 {
-    struct guest_observer observer = { d, on_captured, on_applied, on_released, on_note, on_note };
+    struct guest_observer observer = { d, on_captured, on_applied, on_released, on_warning };
     struct hold_limits limits = { options->hold_max_bytes, options->hold_max_packets, 0 };
     int rc;
 
@@ -719,7 +723,7 @@ int daemon_init(struct daemon *d, const struct daemon_options *options)
     if ((rc = control_init(&d->control, &d->loop, SLOT_CONTROL_LISTEN, SLOT_CONTROL, on_command, d)) < 0)
         return fail_with("no memory for the control socket", rc);
     if ((rc = asker_init(&d->asker, &d->loop, SLOT_ARBITER, &d->box, options->arbiter, options->vm,
-                         d->record.contents.instance, d->now_ns, on_note, d)) < 0)
+                         d->record.contents.instance, d->now_ns, on_news, d)) < 0)
         return fail_with(options->arbiter, rc);
     d->sender.drop_page = options->unsafe_drop_page;
     d->guest.hold_max_bytes = options->hold_max_bytes;

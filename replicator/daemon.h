@@ -10,6 +10,7 @@
 
 #include <time.h>
 
+#include "../common/log.h"
 #include "../net-buffer/announce.h"
 #include "../net-buffer/hold.h"
 #include "asker.h"
@@ -142,7 +143,7 @@ struct json_object *status_json(struct daemon *d);
 
 /* journal.c: events for operators, as JSON lines and in the log */
 void journal_state(struct daemon *d, const struct session_action *a);
-void journal_note(struct daemon *d, const char *type, const char *text);
+void journal_note(struct daemon *d, enum log_level level, const char *type, const char *text);
 void journal_promoted(struct daemon *d);
 void journal_replay(struct daemon *d, unsigned client, uint64_t since);
 void journal_time(char *ret, size_t cap);

@@ -74,7 +74,6 @@ struct guest_observer {
     void (*captured)(void *opaque, const struct guest_capture *capture);
     void (*applied)(void *opaque, unsigned slot);
     void (*released)(void *opaque, uint64_t epoch, uint64_t packets, uint64_t bytes);
-    void (*note)(void *opaque, const char *text);
     void (*warn)(void *opaque, const char *text);
 };
 

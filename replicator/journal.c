@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "../common/log.h"
 #include "daemon.h"
 
 void journal_time(char *ret, size_t cap)
@@ -63,11 +62,11 @@ void journal_state(struct daemon *d, const struct session_action *a)
     publish(d, o);
 }
 
-void journal_note(struct daemon *d, const char *type, const char *text)
+void journal_note(struct daemon *d, enum log_level level, const char *type, const char *text)
 {
     struct json_object *o = new_event(d, type);
 
-    log_line(LOG_WARNING, "%s: %s", d->options.vm, text);
+    log_line(level, "%s: %s", d->options.vm, text);
     json_object_object_add(o, "text", json_object_new_string(text));
     publish(d, o);
 }

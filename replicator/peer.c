@@ -51,7 +51,7 @@ static void on_layout(struct daemon *d, const struct wire_record *rec)
     else
         mailbox_put(&d->box, &e);
     if (rc > 0)
-        journal_note(d, "layout", text); /* whole, where a REFUSE and a reason may be cut */
+        journal_note(d, LOG_WARNING, "layout", text); /* whole, where a REFUSE and a reason may be cut */
 }
 
 static void on_reason(struct daemon *d, const struct wire_record *rec)

@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "../common/log.h"
 #include "daemon.h"
 #include "options.h"
 

@@ -201,6 +201,8 @@ void session_on_pair(struct session *s, const struct session_event *e)
         session_reply(s, 0, "pairing; the sync goes on in the background");
     } else if (s->state != ST_NONE) {
         session_reply(s, 1, "this VM is paired or a standby already; see pollux status");
+    } else if (s->guest == GUEST_NONE) {
+        session_reply(s, 1, "no guest: polluxd is not attached to a QEMU that it can protect; its log says why");
     } else if (s->guest != GUEST_RUNNING) {
         session_reply(s, 1, "the guest has not run here: say pair on the host whose guest runs");
     } else {

@@ -151,9 +151,7 @@ int wire_vm_name(const char *name, char ret_vm[WIRE_VM_BYTES])
     char vm[WIRE_VM_BYTES] = {0};
     size_t n = strnlen(name, WIRE_VM_BYTES);
 
-    if (n == WIRE_VM_BYTES)
-        return -EINVAL;
-    memcpy(vm, name, n);
+    memcpy(vm, name, n); /* of 48 bytes or more: no zero at the end, so not valid */
     if (!wire_vm_name_valid(vm))
         return -EINVAL;
     memcpy(ret_vm, vm, sizeof(vm));
