@@ -45,6 +45,17 @@ def need_root():
         raise LabError("the lab makes network namespaces and needs root: run it with sudo")
 
 
+def become_root():
+    """Runs this same command again through sudo when we are not root; the variables we know of go along."""
+    if os.geteuid() == 0:
+        return
+    if not shutil.which("sudo"):
+        raise LabError("the lab makes network namespaces and needs root, and there is no sudo")
+    known = ("XDG_RUNTIME_DIR", "PATH", "ROUNDS", "WORKLOAD", "SEED", "UNSAFE", "ACCEL", "MACHINE", "MEMORY", "PEER_TIMEOUT_MS")
+    carried = [f"{key}={value}" for key, value in os.environ.items() if key in known or key.startswith("POLLUX_")]
+    os.execvp("sudo", ["sudo", "env", *carried, sys.executable, *map(os.path.abspath, sys.argv[:1]), *sys.argv[1:]])
+
+
 class Progress:
     """Lines on stderr that say what is happening; quiet=True for none."""
 

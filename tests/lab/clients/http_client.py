@@ -7,7 +7,7 @@ close" and no retries, and a folder for the pages. Every page is compared with w
 makes them: 128 lines "page NNN line LLL pollux-guest."). A failure is a transfer that curl reports as failed, a
 status other than 200, or a wrong page.
 
-Each line of --out is {"page", "at_ns", "seconds", "status", "error"}. --progress N prints {"requests": ...}
+Each line of --out is {"page", "at_ns" (its end, monotonic), "ns" (its length), "status", "error"}. --progress N prints {"requests": ...}
 after every N requests. Ends by --count, --seconds, SIGTERM or SIGINT (after the transfer in hand); the last
 line on stdout is the summary. Exit status: 0 no request failed, 1 some did, 2 none was made, 64 wrong usage.
 """
@@ -98,12 +98,13 @@ class Run:
                     error = "wrong content"
         if os.path.exists(path):
             os.unlink(path)  # so that no later transfer is judged by this one's page
-        self.out.write(json.dumps({"page": number, "at_ns": at, "status": fields[:1], "error": error}) + "\n")
+        spent_ns = None if error else int(float(fields[2]) * 1e9)
+        self.out.write(json.dumps({"page": number, "at_ns": at, "ns": spent_ns, "status": fields[:1], "error": error}) + "\n")
         if error:
             self.requests -= 1
             self.fail(number, error)
         else:
-            self.seconds_ns.append(int(float(fields[2]) * 1e9))
+            self.seconds_ns.append(spent_ns)
             self.reused += fields[3] != "1"
             if self.last_good_ns is not None:
                 self.max_gap_ns = max(self.max_gap_ns, at - self.last_good_ns)
