@@ -25,3 +25,8 @@ $(B)/polluxd: $(POLLUXD_OBJS) $$(REPLICATOR_CORE) $(B)/common/log.o $(B)/libqmp.
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -luring -llz4 -lxxhash -ljson-c -lpthread -linih
 
 -include $(wildcard $(B)/replicator/*.d $(B)/common/*.d)
+
+UNIT_TESTS += $(B)/tests/unit/test_store
+$(B)/tests/unit/test_store: tests/unit/test_store.c $(addprefix $(B)/replicator/,store.o arena.o codec.o wire.o)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(STD) -I. $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) -lcmocka -llz4 -lxxhash
