@@ -124,7 +124,8 @@ static void finish(struct arbiter *a, const struct arbiter_ask *ask, enum sessio
             .op = ask->op, .grant = grant, .took_ns = a->now_ns - ask->asked_ns};
         if (reg) {
             a->outcome.reg = *reg;
-            a->outcome.holder_is_me = memcmp(reg->holder, a->config.holder, sizeof(reg->holder)) == 0;
+            a->outcome.holder_is_me =
+                memcmp(reg->holder, a->config.holder, sizeof(reg->holder)) == 0;
         }
         if (grant == GRANT_UNREACHABLE) {
             a->counts.unreachable++;
@@ -175,16 +176,15 @@ int arbiter_ask(struct arbiter *a, enum wire_arb_op op, uint64_t expect, uint64_
 {
     struct arbiter_ask *ask;
 
-    if ((op != WIRE_ARB_READ && op != WIRE_ARB_CAS) || (op == WIRE_ARB_CAS && (next <= expect || !nonce)))
+    if ((op != WIRE_ARB_READ && op != WIRE_ARB_CAS) ||
+        (op == WIRE_ARB_CAS && (next <= expect || !nonce)))
         return -EINVAL;
     if (find_own(a) || a->want_outcome)
         return -EBUSY;
     a->now_ns = now_ns;
     ask = &a->asks[a->nr_asks++];
-    *ask = (struct arbiter_ask){.op = op,
-                                .tag = ++a->tag,
-                                .asked_ns = now_ns,
-                                .deadline_ns = now_ns + a->config.ask_ns};
+    *ask = (struct arbiter_ask){
+        .op = op, .tag = ++a->tag, .asked_ns = now_ns, .deadline_ns = now_ns + a->config.ask_ns};
     if (op == WIRE_ARB_CAS) {
         ask->expect = expect;
         ask->next = next;
@@ -248,8 +248,9 @@ static void learn(struct arbiter *a, const struct arbiter_register *reg)
     bool vouched = memcmp(reg->holder, nobody, 16) == 0 && memcmp(reg->nonce, nobody, 16) == 0;
     bool changed_hands = memcmp(reg->holder, a->known.holder, sizeof(reg->holder)) != 0 ||
                          memcmp(reg->nonce, a->known.nonce, sizeof(reg->nonce)) != 0;
-    bool forgetful = a->known_valid && (reg->generation < a->known.generation ||
-                                        (reg->generation == a->known.generation && changed_hands && !vouched));
+    bool forgetful =
+        a->known_valid && (reg->generation < a->known.generation ||
+                           (reg->generation == a->known.generation && changed_hands && !vouched));
 
     if (forgetful != a->forgetful)
         a->want_changed = true;
@@ -260,7 +261,8 @@ static void learn(struct arbiter *a, const struct arbiter_register *reg)
     a->known_valid = true;
 }
 
-static void conclude(struct arbiter *a, const struct arbiter_ask *ask, const struct wire_arb_answer *w)
+static void conclude(struct arbiter *a, const struct arbiter_ask *ask,
+                     const struct wire_arb_answer *w)
 {
     struct arbiter_register reg = {.generation = w->generation};
     char text[ARBITER_WHY_BYTES];
@@ -279,7 +281,8 @@ static void conclude(struct arbiter *a, const struct arbiter_ask *ask, const str
         snprintf(text, sizeof(text),
                  "the witness is at generation %" PRIu64 " and we know of %" PRIu64
                  ": it lost its memory, or is another one",
-                 reg.generation, ask->expect > a->known.generation ? ask->expect : a->known.generation);
+                 reg.generation,
+                 ask->expect > a->known.generation ? ask->expect : a->known.generation);
         finish(a, ask, GRANT_UNREACHABLE, NULL, text);
     } else {
         finish(a, ask, w->result == WIRE_ARB_GRANTED ? GRANT_YES : GRANT_NO, &reg, "");

@@ -63,11 +63,11 @@ struct arbiter_register {
 
 struct arbiter_outcome {
     enum wire_arb_op op;
-    enum session_grant grant;     /* of a READ: GRANT_NO when the register was read */
-    struct arbiter_register reg;  /* unless GRANT_UNREACHABLE */
-    bool holder_is_me;            /* reg.holder is our instance */
-    int64_t took_ns;              /* from arbiter_ask() */
-    char why[ARBITER_WHY_BYTES];  /* for GRANT_UNREACHABLE */
+    enum session_grant grant;    /* of a READ: GRANT_NO when the register was read */
+    struct arbiter_register reg; /* unless GRANT_UNREACHABLE */
+    bool holder_is_me;           /* reg.holder is our instance */
+    int64_t took_ns;             /* from arbiter_ask() */
+    char why[ARBITER_WHY_BYTES]; /* for GRANT_UNREACHABLE */
 };
 
 struct arbiter_action {
@@ -108,9 +108,10 @@ struct arbiter {
     struct arbiter_config config;
     enum arbiter_state state;
     enum arbiter_reach reach;
-    bool forgetful; /* the witness showed a register that went back or changed hands without rising */
-    uint32_t link;  /* number of the present or last connection */
-    uint64_t tag;   /* last used */
+    bool
+        forgetful; /* the witness showed a register that went back or changed hands without rising */
+    uint32_t link;                             /* number of the present or last connection */
+    uint64_t tag;                              /* last used */
     struct arbiter_ask asks[ARBITER_ASKS_MAX]; /* in the order of sending */
     unsigned nr_asks;
     int64_t connect_at_ns;
@@ -118,7 +119,7 @@ struct arbiter {
     int64_t now_ns;
     struct arbiter_register known; /* highest register seen */
     bool known_valid;
-    int64_t rtt_ns; /* of the last answer; 0: none yet */
+    int64_t rtt_ns;              /* of the last answer; 0: none yet */
     char why[ARBITER_WHY_BYTES]; /* why it is not reachable */
     /* what the caller has still to be told */
     bool want_close, want_connect, want_outcome, want_changed;
@@ -203,15 +204,15 @@ bool arbiter_may_move(enum arbiter_state from, enum arbiter_state to);
  */
 enum arbiter_mutant {
     ARBITER_MUTANT_NONE,
-    ARBITER_MUTANT_ANY_TAG,          /* takes an answer to another question */
-    ARBITER_MUTANT_ANY_VM,           /* takes an answer about another VM */
-    ARBITER_MUTANT_GRANTED_UNSEEN,   /* believes GRANTED without looking at the register */
-    ARBITER_MUTANT_REFUSED_UNSEEN,   /* believes REFUSED without looking at the register */
-    ARBITER_MUTANT_ERROR_IS_NO,      /* ERROR counts as a refusal */
-    ARBITER_MUTANT_SILENCE_IS_YES,   /* a time-out counts as a grant */
-    ARBITER_MUTANT_AMNESIA_COUNTS,   /* believes a witness whose register went back */
-    ARBITER_MUTANT_NO_REPEAT,        /* does not repeat an ask whose connection broke */
-    ARBITER_MUTANT_STALE_LINK,       /* takes bytes of an old connection */
+    ARBITER_MUTANT_ANY_TAG,        /* takes an answer to another question */
+    ARBITER_MUTANT_ANY_VM,         /* takes an answer about another VM */
+    ARBITER_MUTANT_GRANTED_UNSEEN, /* believes GRANTED without looking at the register */
+    ARBITER_MUTANT_REFUSED_UNSEEN, /* believes REFUSED without looking at the register */
+    ARBITER_MUTANT_ERROR_IS_NO,    /* ERROR counts as a refusal */
+    ARBITER_MUTANT_SILENCE_IS_YES, /* a time-out counts as a grant */
+    ARBITER_MUTANT_AMNESIA_COUNTS, /* believes a witness whose register went back */
+    ARBITER_MUTANT_NO_REPEAT,      /* does not repeat an ask whose connection broke */
+    ARBITER_MUTANT_STALE_LINK,     /* takes bytes of an old connection */
     ARBITER_MUTANT_NUM
 };
 #ifdef ARBITER_MUTANTS

@@ -59,7 +59,8 @@ static unsigned nr_choices(const struct keyfile_field *f)
     return n;
 }
 
-static int format_value(const struct keyfile_field *f, const void *object, char ret[VALUE_MAX_BYTES])
+static int format_value(const struct keyfile_field *f, const void *object,
+                        char ret[VALUE_MAX_BYTES])
 {
     const uint8_t *member = (const uint8_t *)object + f->offset;
     size_t len;
@@ -90,7 +91,8 @@ static int format_value(const struct keyfile_field *f, const void *object, char 
     return -EINVAL;
 }
 
-ssize_t keyfile_format(const struct keyfile_schema *schema, const void *object, char *buf, size_t cap)
+ssize_t keyfile_format(const struct keyfile_schema *schema, const void *object, char *buf,
+                       size_t cap)
 {
     char value[VALUE_MAX_BYTES];
     size_t len;
@@ -235,8 +237,8 @@ static int parse_lines(const struct keyfile_schema *schema, const char *text, si
         size_t line_len = end ? (size_t)(end - line) : 0;
 
         if (line_len <= key_len || memcmp(line, f->key, key_len) != 0 || line[key_len] != '=') {
-            snprintf(ret_why, KEYFILE_WHY_BYTES, "line %zu is not \"%s=\", or its key is unknown", i + 2,
-                     f->key);
+            snprintf(ret_why, KEYFILE_WHY_BYTES, "line %zu is not \"%s=\", or its key is unknown",
+                     i + 2, f->key);
             return -EPROTO;
         }
         if (parse_value(f, line + key_len + 1, line_len - key_len - 1, object)) {
@@ -252,8 +254,8 @@ static int parse_lines(const struct keyfile_schema *schema, const char *text, si
     return 0;
 }
 
-int keyfile_parse(const struct keyfile_schema *schema, const char *text, size_t len, void *ret_object,
-                  char ret_why[KEYFILE_WHY_BYTES])
+int keyfile_parse(const struct keyfile_schema *schema, const char *text, size_t len,
+                  void *ret_object, char ret_why[KEYFILE_WHY_BYTES])
 {
     size_t body;
     int ret;

@@ -30,7 +30,7 @@ enum keyfile_type {
     KEYFILE_U64,     /* decimal */
     KEYFILE_BYTES16, /* 16 bytes as 32 hex digits */
     KEYFILE_TEXT,    /* printable ASCII, no space at either end; may be empty */
-    KEYFILE_CHOICE,  /* one word of a list, kept as its position: in an unsigned, or in a bool if size is 1 */
+    KEYFILE_CHOICE, /* one word of a list, kept as its position: in an unsigned, or in a bool if size is 1 */
 };
 
 /** One line of the file and where it lives in the structure. */
@@ -38,7 +38,7 @@ struct keyfile_field {
     const char *key;
     enum keyfile_type type;
     size_t offset;
-    size_t size;               /* of the member; TEXT: with the final NUL */
+    size_t size;                /* of the member; TEXT: with the final NUL */
     const char *const *choices; /* CHOICE: ended by NULL */
 };
 
@@ -57,7 +57,8 @@ struct keyfile_schema {
  * @param cap     bytes there
  * @return bytes written (no NUL); -EINVAL for a value that the format cannot hold; -ENOSPC
  */
-ssize_t keyfile_format(const struct keyfile_schema *schema, const void *object, char *buf, size_t cap);
+ssize_t keyfile_format(const struct keyfile_schema *schema, const void *object, char *buf,
+                       size_t cap);
 
 /**
  * Read the text of a whole file; every byte is checked.
@@ -68,8 +69,8 @@ ssize_t keyfile_format(const struct keyfile_schema *schema, const void *object, 
  * @param ret_why     written only on error: what is wrong, without the file's name
  * @return 0 or -EPROTO
  */
-int keyfile_parse(const struct keyfile_schema *schema, const char *text, size_t len, void *ret_object,
-                  char ret_why[KEYFILE_WHY_BYTES]);
+int keyfile_parse(const struct keyfile_schema *schema, const char *text, size_t len,
+                  void *ret_object, char ret_why[KEYFILE_WHY_BYTES]);
 
 /**
  * Read a whole file.

@@ -33,7 +33,8 @@ int notify_send(const char *state)
     if (fd < 0)
         return -errno;
     ret = 1;
-    if (sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&address, address_len) < 0)
+    if (sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&address, address_len) <
+        0)
         ret = -errno;
     close(fd);
     return ret;

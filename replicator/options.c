@@ -49,7 +49,8 @@ int options_parse(const struct option_row *rows, void *into, int argc, char **ar
             value = name + len + 1;
         } else if (row->value) {
             if (at + 1 == argc) {
-                snprintf(ret_why, OPTIONS_WHY_BYTES, "--%s needs a value: %s", row->name, row->value);
+                snprintf(ret_why, OPTIONS_WHY_BYTES, "--%s needs a value: %s", row->name,
+                         row->value);
                 return -EINVAL;
             }
             value = argv[++at];
@@ -80,7 +81,8 @@ static void print_help_lines(const char *help)
 void options_help(const struct option_row *rows)
 {
     for (; rows->name; rows++) {
-        int n = printf("  --%s%s%s", rows->name, rows->value ? " " : "", rows->value ? rows->value : "");
+        int n = printf("  --%s%s%s", rows->name, rows->value ? " " : "",
+                       rows->value ? rows->value : "");
 
         if (n > HELP_COLUMN - 2) {
             printf("\n");
@@ -100,8 +102,8 @@ int options_number(const char *text, unsigned long long min, unsigned long long 
     errno = 0;
     value = strtoull(text, &end, 10);
     if (text[0] < '0' || text[0] > '9' || *end || errno || value < min || value > max) {
-        snprintf(why, OPTIONS_WHY_BYTES, "must be a whole number from %llu to %llu, not \"%.40s\"", min,
-                 max, text);
+        snprintf(why, OPTIONS_WHY_BYTES, "must be a whole number from %llu to %llu, not \"%.40s\"",
+                 min, max, text);
         return -EINVAL;
     }
     *ret = value;

@@ -14,7 +14,7 @@
 #define OPTIONS_WHY_BYTES 200
 
 struct option_row {
-    const char *name; /* without the dashes */
+    const char *name;  /* without the dashes */
     const char *value; /* what the help calls its value; NULL for a switch */
     const char *help;  /* one or more lines, separated by '\n' */
     /*

@@ -50,26 +50,26 @@ struct verb {
 
 #define SETTINGS(into) ((struct settings *)(into))
 
-#define TAKE_TEXT(member)                                                                            \
-    static int take_##member(void *into, const char *value, char why[OPTIONS_WHY_BYTES])            \
-    {                                                                                                \
-        SETTINGS(into)->member = value;                                                              \
-        snprintf(why, OPTIONS_WHY_BYTES, "must not be empty");                                       \
-        return *value ? 0 : -EINVAL;                                                                 \
+#define TAKE_TEXT(member)                                                                \
+    static int take_##member(void *into, const char *value, char why[OPTIONS_WHY_BYTES]) \
+    {                                                                                    \
+        SETTINGS(into)->member = value;                                                  \
+        snprintf(why, OPTIONS_WHY_BYTES, "must not be empty");                           \
+        return *value ? 0 : -EINVAL;                                                     \
     }
 
-#define TAKE_SWITCH(member)                                                                          \
-    static int take_##member(void *into, const char *value, char why[OPTIONS_WHY_BYTES])            \
-    {                                                                                                \
-        (void)value, (void)why;                                                                      \
-        SETTINGS(into)->member = true;                                                               \
-        return 0;                                                                                    \
+#define TAKE_SWITCH(member)                                                              \
+    static int take_##member(void *into, const char *value, char why[OPTIONS_WHY_BYTES]) \
+    {                                                                                    \
+        (void)value, (void)why;                                                          \
+        SETTINGS(into)->member = true;                                                   \
+        return 0;                                                                        \
     }
 
-#define TAKE_NUMBER(member, min, max)                                                                \
-    static int take_##member(void *into, const char *value, char why[OPTIONS_WHY_BYTES])            \
-    {                                                                                                \
-        return options_number(value, min, max, &SETTINGS(into)->member, why);                        \
+#define TAKE_NUMBER(member, min, max)                                                    \
+    static int take_##member(void *into, const char *value, char why[OPTIONS_WHY_BYTES]) \
+    {                                                                                    \
+        return options_number(value, min, max, &SETTINGS(into)->member, why);            \
     }
 
 TAKE_TEXT(control)
@@ -91,8 +91,8 @@ static int take_vm(void *into, const char *value, char why[OPTIONS_WHY_BYTES])
     static const char legal[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
     size_t len = strlen(value);
 
-    snprintf(why, OPTIONS_WHY_BYTES, "must be a VM's name: letters, digits, '.', '_', '-', at most %d",
-             WIRE_VM_BYTES - 1);
+    snprintf(why, OPTIONS_WHY_BYTES,
+             "must be a VM's name: letters, digits, '.', '_', '-', at most %d", WIRE_VM_BYTES - 1);
     if (!len || len >= WIRE_VM_BYTES || strspn(value, legal) != len || strchr("._-", value[0]))
         return -EINVAL;
     SETTINGS(into)->vm = value;
@@ -118,7 +118,9 @@ static int take_states(void *into, const char *value, char why[OPTIONS_WHY_BYTES
         size_t len = strcspn(at, ",");
 
         if (!is_state(at, len)) {
-            snprintf(why, OPTIONS_WHY_BYTES, "must be a state or several with commas between; \"%.*s\" is none", (int)(len > 40 ? 40 : len), at);
+            snprintf(why, OPTIONS_WHY_BYTES,
+                     "must be a state or several with commas between; \"%.*s\" is none",
+                     (int)(len > 40 ? 40 : len), at);
             return -EINVAL;
         }
         if (!at[len])
@@ -212,8 +214,9 @@ static int find_socket(struct settings *set)
         return CODE_GOOD;
     }
     if (glob(RUN_DIR "/*.sock", 0, NULL, &found)) {
-        return complain(CODE_UNAVAILABLE, "no polluxd is known on this host: there is no control socket in " RUN_DIR
-                                          "; start polluxd, or give --control PATH");
+        return complain(CODE_UNAVAILABLE,
+                        "no polluxd is known on this host: there is no control socket in " RUN_DIR
+                        "; start polluxd, or give --control PATH");
     }
     if (found.gl_pathc > 1) {
         fprintf(stderr, "pollux: this host has several VMs; say which with --vm NAME:\n");
@@ -241,7 +244,8 @@ static struct json_object *command(const char *name)
 }
 
 /* Connect, ask, take the answer, hang up; complains. On CODE_GOOD the caller puts *ret. */
-static int call_until(struct settings *set, struct json_object *request, int64_t at, struct json_object **ret)
+static int call_until(struct settings *set, struct json_object *request, int64_t at,
+                      struct json_object **ret)
 {
     struct client client = {.fd = -1};
     int code = find_socket(set);
@@ -267,13 +271,15 @@ static int call(struct settings *set, struct json_object *request, struct json_o
 }
 
 /* The status object; the caller puts *ret_answer, which owns it. */
-static int get_status(struct settings *set, int64_t at, struct json_object **ret_answer, struct json_object **ret)
+static int get_status(struct settings *set, int64_t at, struct json_object **ret_answer,
+                      struct json_object **ret)
 {
     int code = call_until(set, command("status"), at, ret_answer);
 
     if (code)
         return code;
-    if (json_object_object_get_ex(*ret_answer, "result", ret) && json_object_is_type(*ret, json_type_object))
+    if (json_object_object_get_ex(*ret_answer, "result", ret) &&
+        json_object_is_type(*ret, json_type_object))
         return CODE_GOOD;
     json_object_put(*ret_answer);
     return complain(CODE_UNAVAILABLE, "what answers is not polluxd: its answer has no status");
@@ -297,7 +303,8 @@ static int run_pair(struct settings *set)
     int code;
 
     if (!set->peer)
-        return complain(CODE_USAGE, "pair needs --peer HOST:PORT, where the polluxd of the standby listens");
+        return complain(CODE_USAGE,
+                        "pair needs --peer HOST:PORT, where the polluxd of the standby listens");
     request = command("pair");
     json_object_object_add(request, "peer", json_object_new_string(set->peer));
     json_object_object_add(request, "adopt", json_object_new_boolean(set->adopt));
@@ -348,13 +355,15 @@ static int confirm(const struct settings *set, struct json_object *status)
     if (set->accept) {
         if (*vm && strcmp(set->accept, vm) == 0)
             return CODE_GOOD;
-        fprintf(stderr, "pollux: not promoted: this polluxd's VM is \"%s\", not \"%.60s\"\n", name, set->accept);
+        fprintf(stderr, "pollux: not promoted: this polluxd's VM is \"%s\", not \"%.60s\"\n", name,
+                set->accept);
         return CODE_NEEDS_FORCE;
     }
     show_risk(status);
     if (!isatty(STDIN_FILENO))
-        return complain(CODE_NEEDS_FORCE, "not promoted: this is no terminal to ask on; if you accept the loss, add "
-                                          "--yes-i-accept-data-loss VMNAME");
+        return complain(CODE_NEEDS_FORCE,
+                        "not promoted: this is no terminal to ask on; if you accept the loss, add "
+                        "--yes-i-accept-data-loss VMNAME");
     fprintf(stderr, "\nTo go on, type the VM's name (%s): ", name);
     if (!fgets(line, sizeof(line), stdin))
         line[0] = 0;
@@ -411,7 +420,7 @@ static bool moved_to(struct json_object *event, const char *states)
 /* Connect and become a subscriber; complains; the caller closes the client in any case. */
 static int subscribe(struct settings *set, struct client *client, int64_t since, int64_t at)
 {
-    struct json_object *request, *answer;
+    struct json_object *request, *answer = NULL;
     int code;
 
     *client = (struct client){.fd = -1};
@@ -464,7 +473,7 @@ static int run_events(struct settings *set)
 /* Subscribes before it looks, so that no move can fall between. */
 static int run_wait(struct settings *set)
 {
-    struct json_object *answer, *status, *event;
+    struct json_object *answer = NULL, *status = NULL, *event;
     int64_t at = deadline(set);
     struct client client;
     bool there = false;
@@ -487,7 +496,9 @@ static int run_wait(struct settings *set)
     while (!code && !there) {
         code = client_next(&client, at, &event);
         if (code) {
-            complain(code, code == CODE_TIMEOUT ? "the time is over, and the VM is in none of these states" : client.why);
+            complain(code, code == CODE_TIMEOUT
+                               ? "the time is over, and the VM is in none of these states"
+                               : client.why);
             break;
         }
         there = moved_to(event, set->states);
@@ -499,49 +510,62 @@ static int run_wait(struct settings *set)
 
 /* ---- main ---- */
 
+/* clang-format off */
 static const struct verb verbs[] = {
-    {"pair", "--peer HOST:PORT [--adopt]", "protect the guest that runs here: fill a standby, then hold output",
-     "Said once, on the host whose guest runs. Returns when the arbiter has granted this side its first\n"
-     "generation; the standby is filled in the background while the guest runs. After a failover nothing\n"
-     "need be said: the survivor looks for its peer by itself.",
-     pair_rows, 60, run_pair},
-    {"unpair", "", "end protection; the guest goes on alone",
-     "Asks the arbiter first when a standby could take over, so that it cannot any more.", unpair_rows, 60, run_unpair},
-    {"status", "[--json]", "say whether the VM is protected, and why not",
-     "Ends with 0 if the guest is protected (on the standby: if it could take over now), 1 if it is not.",
-     status_rows, 10, run_status},
-    {"promote", "[--force]", "run the guest here",
-     "Without --force the arbiter must grant it (otherwise code 106), and an active that is alive is not stopped\n"
-     "(code 107). With --force neither is asked: see what is printed then.",
-     promote_rows, 60, run_promote},
-    {"events", "[--json] [--since N | --new] [--count N] [--until STATE]", "follow what happens to the VM, a line each",
-     "polluxd keeps the last 256 events; they come first. Ends with 0 at --count or --until, else runs for ever.",
-     events_rows, 0, run_events},
-    {"wait", "--state STATE[,STATE]", "wait for a state, for scripts",
-     "Ends with 0 when the VM is in one of the states, or comes into it while waiting, however shortly;\n"
-     "with 124 when the time is over.",
-     wait_rows, 60, run_wait},
+    { "pair", "--peer HOST:PORT [--adopt]",
+      "protect the guest that runs here: fill a standby, then hold output",
+      "Said once, on the host whose guest runs. Returns when the arbiter has granted this\n"
+      "side its first generation; the standby is filled in the background while the guest\n"
+      "runs. After a failover nothing need be said: the survivor looks for its peer by itself.",
+      pair_rows, 60, run_pair },
+    { "unpair", "",
+      "end protection; the guest goes on alone",
+      "Asks the arbiter first when a standby could take over, so that it cannot any more.",
+      unpair_rows, 60, run_unpair },
+    { "status", "[--json]",
+      "say whether the VM is protected, and why not",
+      "Ends with 0 if the guest is protected (on the standby: if it could take over now),\n"
+      "1 if it is not.",
+      status_rows, 10, run_status },
+    { "promote", "[--force]",
+      "run the guest here",
+      "Without --force the arbiter must grant it (otherwise code 106), and an active that is\n"
+      "alive is not stopped (code 107). With --force neither is asked: see what is printed then.",
+      promote_rows, 60, run_promote },
+    { "events", "[--json] [--since N | --new] [--count N] [--until STATE]",
+      "follow what happens to the VM, a line each",
+      "polluxd keeps the last 256 events; they come first. Ends with 0 at --count or --until,\n"
+      "else runs for ever.",
+      events_rows, 0, run_events },
+    { "wait", "--state STATE[,STATE]",
+      "wait for a state, for scripts",
+      "Ends with 0 when the VM is in one of the states, or comes into it while waiting,\n"
+      "however shortly; with 124 when the time is over.",
+      wait_rows, 60, run_wait },
 };
+/* clang-format on */
 
 #define NR_VERBS (sizeof(verbs) / sizeof(verbs[0]))
 
 static int main_help(void)
 {
     printf("Usage: pollux [OPTION]... VERB [OPTION]...\n"
-           "Protects a running virtual machine, and says how it is. Talks to the polluxd of this host.\n\n");
+           "Protects a running virtual machine, and says how it is. Talks to the polluxd of this\n"
+           "host.\n\n");
     for (size_t i = 0; i < NR_VERBS; i++)
         printf("  %-10s%s\n", verbs[i].name, verbs[i].summary);
     printf("\n");
     options_help(main_rows);
-    printf("\n\"pollux VERB --help\" says more. Exit codes: 0 good, 1 failed (status: not protected), 64 usage,\n"
-           "69 polluxd or arbiter unavailable, 78 configuration, 106 no quorum, 107 needs --force, 124 time-out.\n");
+    printf("\n\"pollux VERB --help\" says more. Exit codes: 0 good, 1 failed (status: not\n"
+           "protected), 64 usage, 69 polluxd or arbiter unavailable, 78 configuration, 106 no\n"
+           "quorum, 107 needs --force, 124 time-out.\n");
     return CODE_GOOD;
 }
 
 static int verb_help(const struct verb *verb)
 {
-    printf("Usage: pollux [--vm NAME | --control PATH] %s %s\n%s.\n\n%s\n\n", verb->name, verb->usage, verb->summary,
-           verb->text);
+    printf("Usage: pollux [--vm NAME | --control PATH] %s %s\n%s.\n\n%s\n\n", verb->name,
+           verb->usage, verb->summary, verb->text);
     options_help(verb->rows);
     return CODE_GOOD;
 }
@@ -571,7 +595,9 @@ int main(int argc, char **argv)
         return CODE_GOOD;
     }
     if (next == argc)
-        return complain(CODE_USAGE, "say what to do: pair, unpair, status, promote, events or wait; see --help");
+        return complain(
+            CODE_USAGE,
+            "say what to do: pair, unpair, status, promote, events or wait; see --help");
     verb = find_verb(argv[next]);
     if (!verb) {
         fprintf(stderr, "pollux: unknown verb \"%.60s\"; see --help\n", argv[next]);
@@ -583,8 +609,8 @@ int main(int argc, char **argv)
     if (set.help)
         return verb_help(verb);
     if (next < argc) {
-        fprintf(stderr, "pollux: %s: unexpected argument \"%.60s\"; see pollux %s --help\n", verb->name, argv[next],
-                verb->name);
+        fprintf(stderr, "pollux: %s: unexpected argument \"%.60s\"; see pollux %s --help\n",
+                verb->name, argv[next], verb->name);
         return CODE_USAGE;
     }
     if (set.control && set.vm)

@@ -48,7 +48,8 @@ const char *client_printable(const char *text, char *ret, size_t cap)
     return ret;
 }
 
-static int fail(struct client *c, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static int fail(struct client *c, int code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 static int fail(struct client *c, int code, const char *format, ...)
 {
@@ -67,23 +68,30 @@ static int say_why_not(struct client *c, int error)
 
     if (error == ENOENT || error == ENOTDIR)
         return fail(c, CODE_UNAVAILABLE,
-                    "there is no control socket %s: polluxd was not started for this VM on this host, or with "
+                    "there is no control socket %s: polluxd was not started for this VM on this "
+                    "host, or with "
                     "another --control; start it, or name the right VM or socket",
                     c->path);
     if (error == EACCES || error == EPERM)
-        return fail(c, CODE_FAILED, "may not use the control socket %s: run pollux as the user that polluxd runs as (root)",
-                    c->path);
+        return fail(
+            c, CODE_FAILED,
+            "may not use the control socket %s: run pollux as the user that polluxd runs as (root)",
+            c->path);
     if (lstat(c->path, &st) == 0 && !S_ISSOCK(st.st_mode) && !S_ISLNK(st.st_mode))
-        return fail(c, CODE_CONFIG, "%s is not a socket: give the path of polluxd's control socket", c->path);
+        return fail(c, CODE_CONFIG, "%s is not a socket: give the path of polluxd's control socket",
+                    c->path);
     if (error == ECONNREFUSED)
         return fail(c, CODE_UNAVAILABLE,
-                    "the control socket %s is stale: its polluxd is not running any more (the guest may well be); "
+                    "the control socket %s is stale: its polluxd is not running any more (the "
+                    "guest may well be); "
                     "start polluxd again, it takes the socket over",
                     c->path);
     if (error == EAGAIN)
-        return fail(c, CODE_UNAVAILABLE, "polluxd at %s takes no more clients now: it is busy or stuck; see its log",
+        return fail(c, CODE_UNAVAILABLE,
+                    "polluxd at %s takes no more clients now: it is busy or stuck; see its log",
                     c->path);
-    return fail(c, CODE_UNAVAILABLE, "cannot connect to the control socket %s: %s", c->path, strerror(error));
+    return fail(c, CODE_UNAVAILABLE, "cannot connect to the control socket %s: %s", c->path,
+                strerror(error));
 }
 
 int client_open(struct client *c, const char *path)
@@ -92,8 +100,10 @@ int client_open(struct client *c, const char *path)
 
     *c = (struct client){.fd = -1, .path = path};
     if (strlen(path) >= sizeof(address.sun_path))
-        return fail(c, CODE_CONFIG, "the path of the control socket is too long: a socket's path has at most %zu bytes",
-                    sizeof(address.sun_path) - 1);
+        return fail(
+            c, CODE_CONFIG,
+            "the path of the control socket is too long: a socket's path has at most %zu bytes",
+            sizeof(address.sun_path) - 1);
     memcpy(address.sun_path, path, strlen(path));
     c->buf = malloc(CLIENT_LINE_BYTES);
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -131,7 +141,9 @@ static int wait_for(struct client *c, short events, int64_t deadline_ns)
         if (n < 0 && errno != EINTR)
             return fail(c, CODE_FAILED, "poll: %s", strerror(errno));
         if (!n && left <= 0)
-            return fail(c, CODE_TIMEOUT, "polluxd at %s did not answer in time: it is busy or stuck; see its log", c->path);
+            return fail(c, CODE_TIMEOUT,
+                        "polluxd at %s did not answer in time: it is busy or stuck; see its log",
+                        c->path);
     }
 }
 
@@ -153,8 +165,8 @@ static int send_line(struct client *c, struct json_object *request, int64_t dead
         else if (n < 0 && errno == EAGAIN)
             code = wait_for(c, POLLOUT, deadline_ns);
         else if (n < 0 && errno != EINTR)
-            return fail(c, CODE_UNAVAILABLE, "polluxd at %s closed the connection: %s; see its log", c->path,
-                        strerror(errno));
+            return fail(c, CODE_UNAVAILABLE, "polluxd at %s closed the connection: %s; see its log",
+                        c->path, strerror(errno));
     }
     return code;
 }
@@ -179,7 +191,8 @@ static int next_line(struct client *c, int64_t deadline_ns, char **ret_line, siz
         memmove(c->buf, start, c->len);
         c->used = 0;
         if (c->len == CLIENT_LINE_BYTES)
-            return fail(c, CODE_UNAVAILABLE, "what answers at %s is not polluxd: it sent a line of more than %d bytes",
+            return fail(c, CODE_UNAVAILABLE,
+                        "what answers at %s is not polluxd: it sent a line of more than %d bytes",
                         c->path, CLIENT_LINE_BYTES);
         code = wait_for(c, POLLIN, deadline_ns);
         if (code)
@@ -188,12 +201,16 @@ static int next_line(struct client *c, int64_t deadline_ns, char **ret_line, siz
         if (n > 0)
             c->len += (size_t)n;
         else if (!n && c->len)
-            return fail(c, CODE_UNAVAILABLE, "polluxd at %s ended in the middle of an answer; see its log", c->path);
+            return fail(c, CODE_UNAVAILABLE,
+                        "polluxd at %s ended in the middle of an answer; see its log", c->path);
         else if (!n)
-            return fail(c, CODE_UNAVAILABLE, "polluxd at %s closed the connection: it ended, or has too many clients; "
-                        "see its log", c->path);
+            return fail(c, CODE_UNAVAILABLE,
+                        "polluxd at %s closed the connection: it ended, or has too many clients; "
+                        "see its log",
+                        c->path);
         else if (errno != EINTR && errno != EAGAIN)
-            return fail(c, CODE_UNAVAILABLE, "the connection to polluxd at %s broke: %s", c->path, strerror(errno));
+            return fail(c, CODE_UNAVAILABLE, "the connection to polluxd at %s broke: %s", c->path,
+                        strerror(errno));
     }
 }
 
@@ -212,7 +229,8 @@ static int parse(struct client *c, const char *line, size_t len, struct json_obj
     json_tokener_free(tokener);
     if (!o || end < len || !json_object_is_type(o, json_type_object)) {
         json_object_put(o);
-        return fail(c, CODE_UNAVAILABLE, "what answers at %s is not polluxd: it sent something else than a JSON object",
+        return fail(c, CODE_UNAVAILABLE,
+                    "what answers at %s is not polluxd: it sent something else than a JSON object",
                     c->path);
     }
     *ret = o;
@@ -230,7 +248,7 @@ int client_next(struct client *c, int64_t deadline_ns, struct json_object **ret)
 
 static int known_code(int64_t code)
 {
-    static const int known[] = {CODE_FAILED, CODE_USAGE,     CODE_UNAVAILABLE, CODE_CONFIG,
+    static const int known[] = {CODE_FAILED,    CODE_USAGE,       CODE_UNAVAILABLE, CODE_CONFIG,
                                 CODE_NO_QUORUM, CODE_NEEDS_FORCE, CODE_TIMEOUT};
 
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
@@ -243,7 +261,7 @@ static int known_code(int64_t code)
 int client_call(struct client *c, struct json_object *request, int64_t deadline_ns,
                 struct json_object **ret_answer)
 {
-    struct json_object *answer, *ok, *error, *number;
+    struct json_object *answer = NULL, *ok, *error, *number;
     int code = send_line(c, request, deadline_ns);
 
     json_object_put(request);
@@ -251,14 +269,18 @@ int client_call(struct client *c, struct json_object *request, int64_t deadline_
         code = client_next(c, deadline_ns, &answer);
     if (code)
         return code;
-    if (!json_object_object_get_ex(answer, "ok", &ok) || !json_object_is_type(ok, json_type_boolean)) {
-        code = fail(c, CODE_UNAVAILABLE, "what answers at %s is not polluxd: its answer has no \"ok\"", c->path);
+    if (!json_object_object_get_ex(answer, "ok", &ok) ||
+        !json_object_is_type(ok, json_type_boolean)) {
+        code = fail(c, CODE_UNAVAILABLE,
+                    "what answers at %s is not polluxd: its answer has no \"ok\"", c->path);
     } else if (!json_object_get_boolean(ok)) {
         code = CODE_FAILED;
-        if (json_object_object_get_ex(answer, "code", &number) && json_object_is_type(number, json_type_int))
+        if (json_object_object_get_ex(answer, "code", &number) &&
+            json_object_is_type(number, json_type_int))
             code = known_code(json_object_get_int64(number));
         client_printable("polluxd said no and not why; see its log", c->why, sizeof(c->why));
-        if (json_object_object_get_ex(answer, "error", &error) && json_object_is_type(error, json_type_string))
+        if (json_object_object_get_ex(answer, "error", &error) &&
+            json_object_is_type(error, json_type_string))
             client_printable(json_object_get_string(error), c->why, sizeof(c->why));
     } else {
         *ret_answer = answer;

@@ -80,7 +80,8 @@ static void show_headline(struct json_object *s)
     const char *state = show_text(s, "state", "?");
     bool syncing = strcmp(state, "syncing") == 0 || strcmp(state, "standby-syncing") == 0;
 
-    printf("%s: %s: %s", clean(s, "vm"), show_is_protected(s) ? "PROTECTED" : "NOT PROTECTED", clean(s, "state"));
+    printf("%s: %s: %s", clean(s, "vm"), show_is_protected(s) ? "PROTECTED" : "NOT PROTECTED",
+           clean(s, "state"));
     if (syncing)
         printf(" %" PRIu64 " %%", number(s, "sync_percent"));
     if (yes(s, "frozen"))
@@ -89,7 +90,8 @@ static void show_headline(struct json_object *s)
         printf(" (%s)", clean(s, "reason"));
     printf("\n");
     if (yes(s, "unsafe_release"))
-        printf("  UNSAFE     output is not held (--unsafe-release-before-ack): a failover will lose data\n");
+        printf("  UNSAFE     output is not held (--unsafe-release-before-ack): a failover will "
+               "lose data\n");
     if (yes(s, "forced"))
         printf("  FORCED     this side runs by an operator's word, without the arbiter's grant\n");
 }
@@ -100,8 +102,8 @@ static void show_figures(struct json_object *s, const char *key, const char *nam
 
     if (!f || !number(f, "count"))
         return;
-    printf("  %-10s p50 %.2f ms, p99 %.2f ms, max %.2f ms (%" PRIu64 " counted)\n", name, real(f, "p50") / 1000,
-           real(f, "p99") / 1000, real(f, "max") / 1000, number(f, "count"));
+    printf("  %-10s p50 %.2f ms, p99 %.2f ms, max %.2f ms (%" PRIu64 " counted)\n", name,
+           real(f, "p50") / 1000, real(f, "p99") / 1000, real(f, "max") / 1000, number(f, "count"));
 }
 
 static void show_guest(struct json_object *g)
@@ -122,8 +124,9 @@ static void show_peer(struct json_object *p)
     else if (!yes(p, "connected"))
         printf("  peer       %s, NOT CONNECTED\n", clean(p, "address"));
     else
-        printf("  peer       %s, %s, round trip %.2f ms, heard %" PRIu64 " ms ago\n", clean(p, "address"),
-               clean(p, "state"), real(p, "rtt_us") / 1000, number(p, "last_seen_ms"));
+        printf("  peer       %s, %s, round trip %.2f ms, heard %" PRIu64 " ms ago\n",
+               clean(p, "address"), clean(p, "state"), real(p, "rtt_us") / 1000,
+               number(p, "last_seen_ms"));
 }
 
 static void show_arbiter(struct json_object *a)
@@ -138,7 +141,7 @@ static void show_arbiter(struct json_object *a)
         printf("CANNOT BE REACHED%s%s\n", *show_text(a, "why", "") ? ": " : "", clean(a, "why"));
     else
         printf("answers; generation %" PRIu64 ", %s\n", number(a, "generation"),
-               !number(a, "generation")  ? "nobody holds it yet"
+               !number(a, "generation") ? "nobody holds it yet"
                : yes(a, "holder_is_me") ? "this side holds it"
                                         : "the other side holds it");
 }
@@ -147,8 +150,10 @@ static void show_promotion(struct json_object *p)
 {
     printf("  promotion  %s: generation %" PRIu64 ", epoch %" PRIu64 " (%s)\n", clean(p, "time"),
            number(p, "generation"), number(p, "epoch"), clean(p, "detected"));
-    printf("             detected in %.1f ms, grant %.1f ms, load %.1f ms, run %.1f ms: %.1f ms in all\n",
-           real(p, "detect_ms"), real(p, "grant_ms"), real(p, "load_ms"), real(p, "run_ms"), real(p, "total_ms"));
+    printf("             detected in %.1f ms, grant %.1f ms, load %.1f ms, run %.1f ms: %.1f ms in "
+           "all\n",
+           real(p, "detect_ms"), real(p, "grant_ms"), real(p, "load_ms"), real(p, "run_ms"),
+           real(p, "total_ms"));
 }
 
 void show_status(struct json_object *s)
@@ -156,12 +161,14 @@ void show_status(struct json_object *s)
     struct json_object *part;
 
     if (number(s, "version") != 1)
-        printf("note: this pollux knows status version 1, polluxd sent version %" PRIu64 "; --json shows all of it\n",
+        printf("note: this pollux knows status version 1, polluxd sent version %" PRIu64
+               "; --json shows all of it\n",
                number(s, "version"));
     show_headline(s);
-    printf("  position   %s, generation %" PRIu64 ", epoch %" PRIu64 ", acked %" PRIu64 ", released %" PRIu64 ", output %s\n",
-           clean(s, "role"), number(s, "generation"), number(s, "epoch"), number(s, "acked"), number(s, "released"),
-           clean(s, "output"));
+    printf("  position   %s, generation %" PRIu64 ", epoch %" PRIu64 ", acked %" PRIu64
+           ", released %" PRIu64 ", output %s\n",
+           clean(s, "role"), number(s, "generation"), number(s, "epoch"), number(s, "acked"),
+           number(s, "released"), clean(s, "output"));
     if ((part = object(s, "guest")))
         show_guest(part);
     if ((part = object(s, "peer")))
@@ -173,12 +180,14 @@ void show_status(struct json_object *s)
     show_figures(s, "ack_us", "ack");
     show_figures(s, "epoch_us", "epoch");
     if ((part = object(s, "totals")) && number(part, "epochs"))
-        printf("  sent       %" PRIu64 " epochs, %" PRIu64 " pages, %.1f MiB on the wire for %.1f MiB of pages\n",
+        printf("  sent       %" PRIu64 " epochs, %" PRIu64
+               " pages, %.1f MiB on the wire for %.1f MiB of pages\n",
                number(part, "epochs"), number(part, "pages"), real(part, "bytes_sent") / 1048576,
                real(part, "bytes_raw") / 1048576);
     if ((part = object(s, "memory")))
-        printf("  memory     arena %.1f MiB, stream %.1f MiB, limit %.1f MiB\n", real(part, "arena_bytes") / 1048576,
-               real(part, "stream_bytes") / 1048576, real(part, "limit_bytes") / 1048576);
+        printf("  memory     arena %.1f MiB, stream %.1f MiB, limit %.1f MiB\n",
+               real(part, "arena_bytes") / 1048576, real(part, "stream_bytes") / 1048576,
+               real(part, "limit_bytes") / 1048576);
     if ((part = object(s, "last_promotion")))
         show_promotion(part);
 }
@@ -191,12 +200,13 @@ void show_event(struct json_object *e)
 
     printf("%s %s %" PRIu64 " ", clean(e, "time"), clean(e, "vm"), number(e, "seq"));
     if (strcmp(type, "state") == 0)
-        printf("%s -> %s (%s) generation %" PRIu64 " epoch %" PRIu64 "\n", clean(e, "from"), clean(e, "to"),
-               clean(e, "reason"), number(e, "generation"), number(e, "epoch"));
+        printf("%s -> %s (%s) generation %" PRIu64 " epoch %" PRIu64 "\n", clean(e, "from"),
+               clean(e, "to"), clean(e, "reason"), number(e, "generation"), number(e, "epoch"));
     else if (strcmp(type, "promoted") == 0)
-        printf("promoted: %s; generation %" PRIu64 " epoch %" PRIu64 "; arbiter %s; grant %.1f ms, load %.1f ms, run %.1f ms\n",
-               clean(e, "reason"), number(e, "generation"), number(e, "epoch"), clean(e, "arbiter"), real(e, "grant_ms"),
-               real(e, "load_ms"), real(e, "run_ms"));
+        printf("promoted: %s; generation %" PRIu64 " epoch %" PRIu64
+               "; arbiter %s; grant %.1f ms, load %.1f ms, run %.1f ms\n",
+               clean(e, "reason"), number(e, "generation"), number(e, "epoch"), clean(e, "arbiter"),
+               real(e, "grant_ms"), real(e, "load_ms"), real(e, "run_ms"));
     else
         printf("%s: %s\n", clean(e, "type"), clean(e, "text"));
 }
@@ -207,20 +217,22 @@ void show_risk(struct json_object *s)
 {
     struct json_object *peer = object(s, "peer"), *arbiter = object(s, "arbiter");
 
-    fprintf(stderr, "%s: this side is %s, generation %" PRIu64 ", and holds epoch %" PRIu64 ".\n", clean(s, "vm"),
-            clean(s, "state"), number(s, "generation"), number(s, "acked"));
+    fprintf(stderr, "%s: this side is %s, generation %" PRIu64 ", and holds epoch %" PRIu64 ".\n",
+            clean(s, "vm"), clean(s, "state"), number(s, "generation"), number(s, "acked"));
     if (peer && yes(peer, "connected"))
-        fprintf(stderr, "The other side (%s) IS CONNECTED and says it is %s.\n", clean(peer, "address"),
-                clean(peer, "state"));
+        fprintf(stderr, "The other side (%s) IS CONNECTED and says it is %s.\n",
+                clean(peer, "address"), clean(peer, "state"));
     else if (peer)
-        fprintf(stderr, "The other side (%s) is not connected; it was last heard %.1f s ago.\n", clean(peer, "address"),
-                real(peer, "last_seen_ms") / 1000);
+        fprintf(stderr, "The other side (%s) is not connected; it was last heard %.1f s ago.\n",
+                clean(peer, "address"), real(peer, "last_seen_ms") / 1000);
     if (arbiter)
         fprintf(stderr, "The arbiter (%s) %s.\n", clean(arbiter, "address"),
                 yes(arbiter, "reachable") ? "answers: promote without --force is the safe way"
                                           : "cannot be reached, so it has granted nothing");
-    fprintf(stderr,
-            "\nA forced promotion runs this copy without a grant. If the other side still runs the guest, there are\n"
-            "two of it from then on: both answer clients, their disks drift apart, and what one of the two has done\n"
-            "since will have to be thrown away. Make sure first that the other host is off or cut off.\n");
+    fprintf(stderr, "\nA forced promotion runs this copy without a grant. If the other side still "
+                    "runs the guest, there are\n"
+                    "two of it from then on: both answer clients, their disks drift apart, and "
+                    "what one of the two has done\n"
+                    "since will have to be thrown away. Make sure first that the other host is off "
+                    "or cut off.\n");
 }

@@ -53,15 +53,16 @@ static int open_dir(const char *dir, int *ret_fd, char *ret_why)
     if (mkdir(dir, 0700) && errno != EEXIST) {
         int error = errno;
 
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot make the state directory %s: %s%s", dir, strerror(error),
-                 error == ENOENT ? ": make the directory above it first" : "");
+        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot make the state directory %s: %s%s", dir,
+                 strerror(error), error == ENOENT ? ": make the directory above it first" : "");
         return -error;
     }
     fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) {
         int error = errno;
 
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot open the state directory %s: %s", dir, strerror(error));
+        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot open the state directory %s: %s", dir,
+                 strerror(error));
         return -error;
     }
     *ret_fd = fd;
@@ -74,7 +75,8 @@ int statefile_open(const char *dir, struct statefile *ret_file, char *ret_why)
     int ret;
 
     if (!*dir || strlen(dir) >= sizeof(file.dir)) {
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "the path of the state directory must have 1 to %d bytes",
+        snprintf(ret_why, STATEFILE_WHY_BYTES,
+                 "the path of the state directory must have 1 to %d bytes",
                  STATEFILE_DIR_BYTES - 1);
         return -EINVAL;
     }
@@ -85,7 +87,8 @@ int statefile_open(const char *dir, struct statefile *ret_file, char *ret_why)
     if (flock(file.dirfd, LOCK_EX | LOCK_NB)) {
         ret = errno == EWOULDBLOCK ? -EBUSY : -errno;
         snprintf(ret_why, STATEFILE_WHY_BYTES,
-                 ret == -EBUSY ? "another polluxd uses the state directory %s: this VM is being looked after already; "
+                 ret == -EBUSY ? "another polluxd uses the state directory %s: this VM is being "
+                                 "looked after already; "
                                  "stop that one first, or give each VM a --state-dir of its own"
                                : "cannot lock the state directory %s",
                  dir);
@@ -98,8 +101,9 @@ int statefile_open(const char *dir, struct statefile *ret_file, char *ret_why)
     if (faccessat(file.dirfd, ".", W_OK | X_OK, AT_EACCESS) || fsync(file.dirfd)) {
         ret = -errno;
         snprintf(ret_why, STATEFILE_WHY_BYTES,
-                 "cannot write to the state directory %s: %s: polluxd must be able to keep its generation there", dir,
-                 strerror(-ret));
+                 "cannot write to the state directory %s: %s: polluxd must be able to keep its "
+                 "generation there",
+                 dir, strerror(-ret));
         goto out;
     }
     *ret_file = file;
@@ -119,14 +123,17 @@ void statefile_close(struct statefile *file)
 static int refuse(const struct statefile *file, const char *why, char *ret_why)
 {
     snprintf(ret_why, STATEFILE_WHY_BYTES,
-             "%s/" NAME ": %s. polluxd does not guess whether this side may run the guest. Move the file away and start "
-             "again: this side then knows of no pairing; say \"pollux pair\" on the side whose guest is to be "
+             "%s/" NAME ": %s. polluxd does not guess whether this side may run the guest. Move "
+             "the file away and start "
+             "again: this side then knows of no pairing; say \"pollux pair\" on the side whose "
+             "guest is to be "
              "kept (see polluxd(8), FILES)",
              file->dir, why);
     return -EPROTO;
 }
 
-int statefile_load(const struct statefile *file, struct statefile_contents *ret_contents, char *ret_why)
+int statefile_load(const struct statefile *file, struct statefile_contents *ret_contents,
+                   char *ret_why)
 {
     static const uint8_t zero[16];
     struct statefile_contents contents;
@@ -140,7 +147,8 @@ int statefile_load(const struct statefile *file, struct statefile_contents *ret_
     if (len == -EINVAL)
         return refuse(file, "it is not a plain file", ret_why);
     if (len < 0) {
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot read %s/" NAME ": %s", file->dir, strerror((int)-len));
+        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot read %s/" NAME ": %s", file->dir,
+                 strerror((int)-len));
         return (int)len;
     }
     memset(&contents, 0, sizeof(contents));
@@ -152,7 +160,8 @@ int statefile_load(const struct statefile *file, struct statefile_contents *ret_
     return 0;
 }
 
-int statefile_save(const struct statefile *file, const struct statefile_contents *contents, char *ret_why)
+int statefile_save(const struct statefile *file, const struct statefile_contents *contents,
+                   char *ret_why)
 {
     char text[KEYFILE_MAX_BYTES];
     bool unsure;
@@ -160,21 +169,23 @@ int statefile_save(const struct statefile *file, const struct statefile_contents
     int ret;
 
     if (len < 0) {
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "%s/" NAME ": the state has a value that the file cannot hold",
-                 file->dir);
+        snprintf(ret_why, STATEFILE_WHY_BYTES,
+                 "%s/" NAME ": the state has a value that the file cannot hold", file->dir);
         return -EINVAL;
     }
     ret = keyfile_write(file->dirfd, NAME, text, (size_t)len, &unsure);
     if (ret && unsure) {
         snprintf(ret_why, STATEFILE_WHY_BYTES,
-                 "%s/" NAME ": its directory could not be fsynced (%s): after a power cut it may be the old or the new "
+                 "%s/" NAME ": its directory could not be fsynced (%s): after a power cut it may "
+                 "be the old or the new "
                  "one; see to the disk",
                  file->dir, strerror(-ret));
         return -EIO;
     }
     if (ret) {
-        snprintf(ret_why, STATEFILE_WHY_BYTES, "cannot write %s/" NAME ": %s: %s; the file of before is untouched",
-                 file->dir, strerror(-ret),
+        snprintf(ret_why, STATEFILE_WHY_BYTES,
+                 "cannot write %s/" NAME ": %s: %s; the file of before is untouched", file->dir,
+                 strerror(-ret),
                  ret == -ENOSPC || ret == -EDQUOT ? "make room on that file system"
                  : ret == -EROFS                  ? "that file system is read-only"
                                                   : "see to that directory");

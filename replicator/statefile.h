@@ -49,7 +49,8 @@ int statefile_open(const char *dir, struct statefile *ret_file, char *ret_why);
  * @param ret_why       on error other than -ENOENT, as above
  * @return 0; -ENOENT there is none yet; -EPROTO damaged, of another version or too long; another -errno
  */
-int statefile_load(const struct statefile *file, struct statefile_contents *ret_contents, char *ret_why);
+int statefile_load(const struct statefile *file, struct statefile_contents *ret_contents,
+                   char *ret_why);
 
 /**
  * Replace the file; returns when it is on disk.
@@ -59,7 +60,8 @@ int statefile_load(const struct statefile *file, struct statefile_contents *ret_
  * @return 0; -EINVAL for contents that cannot be kept (mistake of ours); another -errno. In both cases the
  *         old file is untouched, except after -EIO: then it may be either one, and the sentence says so.
  */
-int statefile_save(const struct statefile *file, const struct statefile_contents *contents, char *ret_why);
+int statefile_save(const struct statefile *file, const struct statefile_contents *contents,
+                   char *ret_why);
 
 /** Unlock and close; legal again and after a failed open. */
 void statefile_close(struct statefile *file);

@@ -66,13 +66,16 @@ static int load_one(struct registers *r, const char *dir, const char *name,
         else if (!one.generation)
             snprintf(why, sizeof(why), "its generation is 0");
         else if (r->nr == REGISTERS_MAX)
-            snprintf(why, sizeof(why), "it is one more than the %d that are possible", REGISTERS_MAX);
+            snprintf(why, sizeof(why), "it is one more than the %d that are possible",
+                     REGISTERS_MAX);
         else
             goto good;
     }
     snprintf(ret_why, REGISTERS_WHY_BYTES,
-             "%s/%s: %s. The witness does not guess who may run a guest. Find the highest generation that "
-             "\"pollux status\" shows on the two hosts of this VM, and say \"witness --state-dir %s --restore "
+             "%s/%s: %s. The witness does not guess who may run a guest. Find the highest "
+             "generation that "
+             "\"pollux status\" shows on the two hosts of this VM, and say \"witness --state-dir "
+             "%s --restore "
              "VM=GENERATION\" (see witness(8), RECOVERY)",
              dir, name, why, dir);
     return len < 0 && len != -EINVAL && len != -EFBIG ? (int)len : -EPROTO;
@@ -129,16 +132,19 @@ static int open_dir(struct registers *r, const char *dir, char ret_why[REGISTERS
             ret = -errno;
     }
     if (ret) {
-        snprintf(ret_why, REGISTERS_WHY_BYTES, "cannot use the state directory %s: %s", dir, strerror(-ret));
+        snprintf(ret_why, REGISTERS_WHY_BYTES, "cannot use the state directory %s: %s", dir,
+                 strerror(-ret));
         return ret;
     }
     if (flock(r->dirfd, LOCK_EX | LOCK_NB)) {
         ret = -errno;
-        snprintf(ret_why, REGISTERS_WHY_BYTES,
-                 ret == -EWOULDBLOCK ? "another witness uses the state directory %s: stop it first, or name another "
-                                       "directory with --state-dir"
-                                     : "cannot lock the state directory %s",
-                 dir);
+        snprintf(
+            ret_why, REGISTERS_WHY_BYTES,
+            ret == -EWOULDBLOCK
+                ? "another witness uses the state directory %s: stop it first, or name another "
+                  "directory with --state-dir"
+                : "cannot lock the state directory %s",
+            dir);
         registers_close(r);
     }
     return ret;
@@ -179,9 +185,10 @@ void registers_close(struct registers *r)
 int registers_restore(const char *dir, const char vm[WIRE_VM_BYTES], uint64_t generation,
                       char ret_why[REGISTERS_WHY_BYTES])
 {
-    char text[KEYFILE_MAX_BYTES], name[FILE_NAME_BYTES], aside[FILE_NAME_BYTES + 16], why[REGISTERS_WHY_BYTES];
+    char text[KEYFILE_MAX_BYTES], name[FILE_NAME_BYTES], aside[FILE_NAME_BYTES + 16],
+        why[REGISTERS_WHY_BYTES];
     struct arb_register one = {.generation = generation};
-    struct arb_register old;
+    struct arb_register old = {.generation = 0};
     struct registers r;
     bool unsure;
     ssize_t len;
@@ -194,10 +201,12 @@ int registers_restore(const char *dir, const char vm[WIRE_VM_BYTES], uint64_t ge
     snprintf(name, sizeof(name), "%.47s" SUFFIX, vm);
     snprintf(aside, sizeof(aside), "%s.damaged", name);
     r.list = &old; /* room for the one */
-    ret = faccessat(r.dirfd, name, F_OK, AT_SYMLINK_NOFOLLOW) ? -errno : load_one(&r, dir, name, why);
+    ret =
+        faccessat(r.dirfd, name, F_OK, AT_SYMLINK_NOFOLLOW) ? -errno : load_one(&r, dir, name, why);
     r.list = NULL;
     if (!ret) {
-        snprintf(ret_why, REGISTERS_WHY_BYTES, "%s/%s is not damaged and at generation %llu: it is left alone", dir, name,
+        snprintf(ret_why, REGISTERS_WHY_BYTES,
+                 "%s/%s is not damaged and at generation %llu: it is left alone", dir, name,
                  (unsigned long long)old.generation);
         ret = -EEXIST;
         goto out;

@@ -60,7 +60,8 @@ void server_name(const struct sockaddr *address, socklen_t len, char ret[SERVER_
 {
     char host[48], port[8];
 
-    if (getnameinfo(address, len, host, sizeof(host), port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV))
+    if (getnameinfo(address, len, host, sizeof(host), port, sizeof(port),
+                    NI_NUMERICHOST | NI_NUMERICSERV))
         snprintf(ret, SERVER_NAME_BYTES, "unknown");
     else
         snprintf(ret, SERVER_NAME_BYTES, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
@@ -141,16 +142,19 @@ static void log_cas(struct server *s, const struct server_client *c, const struc
         log_line(LOG_INFO, "vm %s: generation %" PRIu64 " granted to %s (%" PRId64 " us)", ask->vm,
                  generation, c->name, took_us);
     else if (result == WIRE_ARB_REFUSED && log_may(&s->refusals, "refusals", now))
-        log_line(LOG_INFO, "vm %s: generation %" PRIu64 " refused to %s: the register is at %" PRIu64, ask->vm,
-                 ask->next, c->name, generation);
-    else if (result == WIRE_ARB_ERROR && log_may(&s->failures, "registers that could not be written", now))
+        log_line(LOG_INFO,
+                 "vm %s: generation %" PRIu64 " refused to %s: the register is at %" PRIu64,
+                 ask->vm, ask->next, c->name, generation);
+    else if (result == WIRE_ARB_ERROR &&
+             log_may(&s->failures, "registers that could not be written", now))
         log_line(LOG_ERROR, "vm %s: cannot write its register: %s; nothing was granted", ask->vm,
                  s->registers->nr == REGISTERS_MAX && error == -ENOSPC ? "all registers are taken"
-                                                                      : strerror(-error));
+                                                                       : strerror(-error));
 }
 
 /* Returns the result for the wire, or -EIO: end without an answer. */
-static int carry_out(struct server *s, const struct server_client *c, const struct wire_arb_ask *ask)
+static int carry_out(struct server *s, const struct server_client *c,
+                     const struct wire_arb_ask *ask)
 {
     int64_t start = now_ns(), took_us;
     int result, error;
@@ -162,10 +166,11 @@ static int carry_out(struct server *s, const struct server_client *c, const stru
     result = registers_cas(s->registers, ask, &error);
     took_us = (now_ns() - start) / 1000;
     if (result < 0) {
-        log_line(LOG_ERROR,
-                 "vm %s: the state directory could not be fsynced (%s): what a power cut would leave is "
-                 "not known, so nothing more is answered; see to the disk, then start the witness again",
-                 ask->vm, strerror(-error));
+        log_line(
+            LOG_ERROR,
+            "vm %s: the state directory could not be fsynced (%s): what a power cut would leave is "
+            "not known, so nothing more is answered; see to the disk, then start the witness again",
+            ask->vm, strerror(-error));
         return result;
     }
     if (result == WIRE_ARB_GRANTED)
@@ -200,8 +205,8 @@ static int answer(struct server *s, struct server_client *c, const struct wire_r
         memcpy(a.holder, reg->holder, sizeof(a.holder));
         memcpy(a.nonce, reg->nonce, sizeof(a.nonce));
     }
-    len = wire_put(&c->writer, c->out + c->out_len, sizeof(c->out) - c->out_len, WIRE_ARB_ANSWER, 0, 0, &a,
-                   sizeof(a));
+    len = wire_put(&c->writer, c->out + c->out_len, sizeof(c->out) - c->out_len, WIRE_ARB_ANSWER, 0,
+                   0, &a, sizeof(a));
     if (len < 0)
         return (int)len;
     c->out_len += (size_t)len;
@@ -310,7 +315,8 @@ static struct server_client *find_place(struct server *s, int64_t now)
         return NULL;
     s->counts.turned_away++;
     if (log_may(&s->turned, "clients that had to make room", now))
-        log_line(LOG_WARNING, "client %s: closed: all %d places are taken and it was silent longest",
+        log_line(LOG_WARNING,
+                 "client %s: closed: all %d places are taken and it was silent longest",
                  longest->name, SERVER_CLIENTS_MAX);
     close_client(longest);
     return longest;
@@ -350,7 +356,8 @@ static void accept_some(struct server *s, int listen_fd, int64_t now)
 
     for (unsigned i = 0; i < ACCEPT_PER_TURN; i++) {
         socklen_t len = sizeof(address);
-        int fd = accept4(listen_fd, (struct sockaddr *)&address, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        int fd =
+            accept4(listen_fd, (struct sockaddr *)&address, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
         if (fd < 0) {
             int error = errno;
@@ -377,8 +384,9 @@ static void print_counts(const struct server *s)
         nr_clients += s->clients[i].fd >= 0;
     log_line(LOG_INFO,
              "status: %u registers, %u clients; %" PRIu64 " reads, %" PRIu64 " granted, %" PRIu64
-             " refused, %" PRIu64 " errors; grant p50 %" PRIu64 " us, p99 %" PRIu64 " us, max %" PRIu64
-             " us; %" PRIu64 " accepted, %" PRIu64 " turned away, %" PRIu64 " slow, %" PRIu64 " broken",
+             " refused, %" PRIu64 " errors; grant p50 %" PRIu64 " us, p99 %" PRIu64
+             " us, max %" PRIu64 " us; %" PRIu64 " accepted, %" PRIu64 " turned away, %" PRIu64
+             " slow, %" PRIu64 " broken",
              s->registers->nr, nr_clients, n->reads, n->granted, n->refused, n->errors,
              histogram_percentile(&s->fsync_us, 500), histogram_percentile(&s->fsync_us, 990),
              s->fsync_us.count ? s->fsync_us.max : 0, n->accepted, n->turned_away, n->closed_slow,
@@ -437,7 +445,7 @@ static int poll_timeout_ms(int64_t deadline, int64_t now)
 int server_run(struct server *s)
 {
     struct pollfd list[NR_POLL_MAX];
-    struct server_client *who[NR_POLL_MAX];
+    struct server_client *who[NR_POLL_MAX] = {NULL};
     int64_t deadline, now;
     unsigned nr;
     int ret;

@@ -30,10 +30,10 @@ struct server_client {
     int fd; /* -1: free */
     struct wire_reader reader;
     struct wire_writer writer;
-    size_t out_len;       /* answers not yet sent */
-    int64_t heard_ns;     /* last complete ask, or the accept */
-    int64_t part_ns;      /* since when part of a record is there; 0: none */
-    int64_t blocked_ns;   /* since when answers wait for the client to take them; 0: none */
+    size_t out_len;               /* answers not yet sent */
+    int64_t heard_ns;             /* last complete ask, or the accept */
+    int64_t part_ns;              /* since when part of a record is there; 0: none */
+    int64_t blocked_ns;           /* since when answers wait for the client to take them; 0: none */
     char name[SERVER_NAME_BYTES]; /* address and port */
     _Alignas(8) uint8_t in[1024]; /* several asks */
     uint8_t out[4 * 160];         /* four answers */

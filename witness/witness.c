@@ -59,7 +59,8 @@ static int take_listen(void *into, const char *value, char why[OPTIONS_WHY_BYTES
     struct addrinfo *found;
     size_t len;
 
-    snprintf(why, OPTIONS_WHY_BYTES, "must be ADDR:PORT or [ADDR6]:PORT in numbers, not \"%.60s\"", value);
+    snprintf(why, OPTIONS_WHY_BYTES, "must be ADDR:PORT or [ADDR6]:PORT in numbers, not \"%.60s\"",
+             value);
     if (!colon || options_number(colon + 1, 0, 65535, &port, port_why))
         return -EINVAL;
     len = (size_t)(colon - value);
@@ -113,7 +114,8 @@ static int take_log_level(void *into, const char *value, char why[OPTIONS_WHY_BY
 
     (void)into;
     if (level < 0) {
-        snprintf(why, OPTIONS_WHY_BYTES, "must be error, warning, info or debug, not \"%.40s\"", value);
+        snprintf(why, OPTIONS_WHY_BYTES, "must be error, warning, info or debug, not \"%.40s\"",
+                 value);
         return -EINVAL;
     }
     log_set_level(level);
@@ -272,7 +274,8 @@ static int restore(const struct settings *set)
         log_line(LOG_ERROR, "%s", why);
         return ret == -EWOULDBLOCK ? EXIT_UNAVAILABLE : EXIT_CONFIG;
     }
-    log_line(LOG_INFO, "the register of %s is at generation %llu", set->restore_vm, set->restore_generation);
+    log_line(LOG_INFO, "the register of %s is at generation %llu", set->restore_vm,
+             set->restore_generation);
     return EXIT_SUCCESS;
 }
 

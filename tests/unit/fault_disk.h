@@ -16,7 +16,8 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-static char disk_order[4096]; /* names of the calls, each followed by a blank; "fsync-dir" for a directory */
+static char disk_order
+    [4096]; /* names of the calls, each followed by a blank; "fsync-dir" for a directory */
 static const char *disk_fails; /* this one fails once with disk_errno */
 static int disk_errno;
 

@@ -30,8 +30,8 @@ struct world {
     int64_t now;
     /* the fake witness */
     enum mood mood;
-    bool refuses_connect;   /* connection attempts fail */
-    bool swallows_connect;  /* connection attempts get no answer at all */
+    bool refuses_connect;  /* connection attempts fail */
+    bool swallows_connect; /* connection attempts get no answer at all */
     struct arbiter_register reg;
     struct wire_reader reader;
     struct wire_writer writer;
@@ -51,10 +51,11 @@ static struct world w; /* big; one at a time */
 
 /* ---- the fake witness: its own idea of PROTOCOL.md's rules ---- */
 
-static bool same_register(const struct arbiter_register *r, uint64_t generation, const uint8_t *holder,
-                          const uint8_t *nonce)
+static bool same_register(const struct arbiter_register *r, uint64_t generation,
+                          const uint8_t *holder, const uint8_t *nonce)
 {
-    return r->generation == generation && !memcmp(r->holder, holder, 16) && !memcmp(r->nonce, nonce, 16);
+    return r->generation == generation && !memcmp(r->holder, holder, 16) &&
+           !memcmp(r->nonce, nonce, 16);
 }
 
 static void witness_answer(const struct wire_arb_ask *ask)
@@ -85,8 +86,8 @@ static void witness_answer(const struct wire_arb_ask *ask)
     memcpy(answer.nonce, w.reg.nonce, 16);
     if (w.forge && ask->op == WIRE_ARB_CAS)
         w.forge(&answer);
-    n = wire_put(&w.writer, w.reply + w.reply_len, sizeof(w.reply) - w.reply_len, WIRE_ARB_ANSWER, 0, 0,
-                 &answer, sizeof(answer));
+    n = wire_put(&w.writer, w.reply + w.reply_len, sizeof(w.reply) - w.reply_len, WIRE_ARB_ANSWER,
+                 0, 0, &answer, sizeof(answer));
     assert_true(n > 0);
     if (w.mood != LOSES_ANSWER)
         w.reply_len += (size_t)n;
@@ -247,7 +248,8 @@ static bool grant_is_yes(void)
 {
     begin_connected(0, NULL);
     ask(0, nonce1);
-    return got(GRANT_YES) && w.outcome.reg.generation == 1 && w.outcome.holder_is_me && w.nr_connects == 1;
+    return got(GRANT_YES) && w.outcome.reg.generation == 1 && w.outcome.holder_is_me &&
+           w.nr_connects == 1;
 }
 
 static bool refusal_is_no_with_the_register(void)
@@ -265,7 +267,8 @@ static bool no_connection_is_unreachable_at_once(void)
     w.refuses_connect = true;
     run_to(w.now);
     ask(3, nonce1);
-    return got(GRANT_UNREACHABLE) && strstr(w.outcome.why, "Connection refused") && w.outcome.took_ns == 0;
+    return got(GRANT_UNREACHABLE) && strstr(w.outcome.why, "Connection refused") &&
+           w.outcome.took_ns == 0;
 }
 
 static bool silence_is_unreachable_after_the_time(void)
@@ -504,7 +507,10 @@ struct scenario {
     enum arbiter_mutant finds; /* the planted fault that must make it fail */
 };
 
-#define SCENARIO(fact, mutant) {#fact, fact, ARBITER_MUTANT_##mutant}
+#define SCENARIO(fact, mutant)               \
+    {                                        \
+#fact, fact, ARBITER_MUTANT_##mutant \
+    }
 
 static const struct scenario scenarios[] = {
     SCENARIO(grant_is_yes, NONE),
@@ -551,7 +557,8 @@ static void every_planted_fault_is_found(void **state)
             continue;
         arbiter_mutant = scenarios[i].finds;
         if (scenarios[i].run())
-            fail_msg("%s holds although fault %d is planted", scenarios[i].name, scenarios[i].finds);
+            fail_msg("%s holds although fault %d is planted", scenarios[i].name,
+                     scenarios[i].finds);
         found[scenarios[i].finds] = true;
     }
     arbiter_mutant = ARBITER_MUTANT_NONE;
@@ -672,8 +679,9 @@ static void unasked_answer_is_garbage(void **state)
     (void)state;
     begin_connected(0, NULL);
     memcpy(answer.vm, "db", 2);
-    assert_int_equal(wire_put(&w.writer, bytes, sizeof(bytes), WIRE_ARB_ANSWER, 0, 0, &answer, sizeof(answer)),
-                     sizeof(bytes));
+    assert_int_equal(
+        wire_put(&w.writer, bytes, sizeof(bytes), WIRE_ARB_ANSWER, 0, 0, &answer, sizeof(answer)),
+        sizeof(bytes));
     arbiter_feed(&w.a, w.link, bytes, sizeof(bytes), w.now);
     drain();
     assert_int_equal(w.nr_closes, 1);
@@ -703,7 +711,8 @@ static void noise_never_grants(void **state)
             continue;
         len = 200 + (seed >> 40) % 500;
         for (size_t at = 0; at < len; at += 1 + seed % 97)
-            arbiter_feed(&w.a, w.link, noise + at, at + 1 + seed % 97 > len ? len - at : 1 + seed % 97, w.now);
+            arbiter_feed(&w.a, w.link, noise + at,
+                         at + 1 + seed % 97 > len ? len - at : 1 + seed % 97, w.now);
         drain();
         assert_false(w.nr_outcomes == 1 && w.outcome.grant != GRANT_UNREACHABLE);
         w.mood = HONEST;

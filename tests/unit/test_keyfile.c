@@ -53,8 +53,9 @@ static void text_is_what_the_header_says(void **state)
 {
     char buf[KEYFILE_MAX_BYTES];
     ssize_t len = format(&sample, buf);
-    static const char want[] = "test-thing 1\nnumber=18446744073709551615\nid=7369787465656e2062797465732e2e00\n"
-                               "text=a b=c\nchoice=blue\nflag=yes\nchecksum=";
+    static const char want[] =
+        "test-thing 1\nnumber=18446744073709551615\nid=7369787465656e2062797465732e2e00\n"
+        "text=a b=c\nchoice=blue\nflag=yes\nchecksum=";
 
     (void)state;
     assert_int_equal(len, sizeof(want) - 1 + 17);
@@ -129,11 +130,14 @@ static void wrong_lines_under_a_right_checksum_are_found(void **state)
         {"test-thing 1\nnumber=\n" ID "text=\nchoice=red\nflag=no\n", "\"number\" is not legal"},
         {"test-thing 1\nnumber=-1\n" ID "text=\nchoice=red\nflag=no\n", "\"number\" is not legal"},
         {"test-thing 1\nnumber=01\n" ID "text=\nchoice=red\nflag=no\n", "\"number\" is not legal"},
-        {"test-thing 1\nnumber=18446744073709551616\n" ID "text=\nchoice=red\nflag=no\n", "\"number\" is not legal"},
+        {"test-thing 1\nnumber=18446744073709551616\n" ID "text=\nchoice=red\nflag=no\n",
+         "\"number\" is not legal"},
         {"test-thing 1\nnumber=1\nid=0\ntext=\nchoice=red\nflag=no\n", "\"id\" is not legal"},
-        {"test-thing 1\nnumber=1\nid=G0000000000000000000000000000000\ntext=\nchoice=red\nflag=no\n",
+        {"test-thing "
+         "1\nnumber=1\nid=G0000000000000000000000000000000\ntext=\nchoice=red\nflag=no\n",
          "\"id\" is not legal"},
-        {"test-thing 1\nnumber=1\n" ID "text=01234567890123456789\nchoice=red\nflag=no\n", "\"text\" is not legal"},
+        {"test-thing 1\nnumber=1\n" ID "text=01234567890123456789\nchoice=red\nflag=no\n",
+         "\"text\" is not legal"},
         {"test-thing 1\nnumber=1\n" ID "text=a\tb\nchoice=red\nflag=no\n", "\"text\" is not legal"},
         {"test-thing 1\nnumber=1\n" ID "text= a\nchoice=red\nflag=no\n", "\"text\" is not legal"},
         {"test-thing 1\nnumber=1\n" ID "text=\nchoice=re\nflag=no\n", "\"choice\" is not legal"},

@@ -123,7 +123,8 @@ static void each_failed_write_changes_nothing(void **state)
     static const struct {
         const char *call;
         int error;
-    } cases[] = {{"create", ENOSPC}, {"write", ENOSPC}, {"write", EIO}, {"fsync", EIO}, {"rename", EIO}};
+    } cases[] = {
+        {"create", ENOSPC}, {"write", ENOSPC}, {"write", EIO}, {"fsync", EIO}, {"rename", EIO}};
     int error;
 
     (void)state;

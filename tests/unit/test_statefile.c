@@ -195,7 +195,8 @@ static void each_damage_has_its_words(void **state)
 static void unknown_key_is_refused(void **state)
 {
     static const struct keyfile_field field[] = {{"colour", KEYFILE_TEXT, 0, 16, NULL}};
-    static const struct keyfile_schema other = {"pollux-state 1", field, 1}, future = {"pollux-state 2", field, 1};
+    static const struct keyfile_schema other = {"pollux-state 1", field, 1},
+                                       future = {"pollux-state 2", field, 1};
     struct statefile file = open_good();
     char text[KEYFILE_MAX_BYTES];
     ssize_t len = keyfile_format(&other, "blue", text, sizeof(text));
@@ -216,9 +217,11 @@ static void failed_save_keeps_the_old_and_says_why(void **state)
         int error, want;
         const char *words;
     } cases[] = {
-        {"write", ENOSPC, -ENOSPC, "make room on that file system; the file of before is untouched"},
+        {"write", ENOSPC, -ENOSPC,
+         "make room on that file system; the file of before is untouched"},
         {"create", EROFS, -EROFS, "that file system is read-only"},
-        {"fsync", EIO, -EREMOTEIO, "Input/output error: see to that directory; the file of before is untouched"},
+        {"fsync", EIO, -EREMOTEIO,
+         "Input/output error: see to that directory; the file of before is untouched"},
         {"rename", EACCES, -EACCES, "Permission denied"},
         {"fsync-dir", EIO, -EIO, "may be the old or the new one"},
     };
@@ -301,12 +304,12 @@ static int on_own_tmpfs(const char *options, int (*check)(void))
     return WEXITSTATUS(status);
 }
 
-#define CHECK(holds) \
-    do { \
-        if (!(holds)) { \
+#define CHECK(holds)                                            \
+    do {                                                        \
+        if (!(holds)) {                                         \
             fprintf(stderr, "line %d: %s\n", __LINE__, #holds); \
-            return 1; \
-        } \
+            return 1;                                           \
+        }                                                       \
     } while (0)
 
 static int check_full_disk(void)
