@@ -3,6 +3,8 @@
 POLLUX_OBJS := $(addprefix $(B)/replicator/,pollux.o pollux_client.o pollux_show.o options.o session_table.o wire.o)
 PYTHON_TESTS += tests/unit/test_cli.py
 
+$(B)/replicator/pollux.o: CFLAGS += -DPOLLUX_VERSION='"$(VERSION)"'
+
 $(B)/pollux: $(POLLUX_OBJS)
 	@echo "  LD      $@"
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -ljson-c -lxxhash
