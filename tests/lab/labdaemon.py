@@ -16,6 +16,12 @@ from labstate import LabError
 VM = "guest"
 
 
+def check_programs():
+    """Names what is missing before anything is started."""
+    for name, variable in (("polluxd", "POLLUX_POLLUXD"), ("witness", "POLLUX_WITNESS"), ("pollux", "POLLUX_CLI")):
+        labqemu.program(name, variable)
+
+
 def polluxd_argv(host, options, directory):
     argv = [labqemu.program("polluxd", "POLLUX_POLLUXD"), "--vm", VM, "--qmp", f"{directory}/qmp-pollux.sock",
             "--control", f"{directory}/control.sock", "--state-dir", f"{directory}/state",

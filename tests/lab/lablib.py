@@ -98,7 +98,11 @@ class Lab:
         if not options["no_guest"]:
             for host in GUEST_HOSTS:  # before anything is made: what is missing?
                 labqemu.qemu_program(labqemu.side_options(options, host).get("qemu"))
+            for file in ("bootsector.img",) if options["workload"] == "bootsector" else ("vmlinuz", "initrd.img"):
+                labqemu.guest_file(file)
             options["append"] = [*labqemu.clock_words(options), *options["append"]]
+        if not options["no_pollux"]:
+            labdaemon.check_programs()
         lab = cls(State.create(name, directory), progress)
         try:
             lab._up(options)

@@ -304,11 +304,11 @@ def median(values):
 
 def merge_distributions(parts):
     """Of several {p50, p99, max, count}: the median p50, the worst p99 and max, the sum of the counts."""
-    parts = [p for p in parts if p and p.get("p50") is not None]
+    parts = [p for p in parts if p and p.get("count")]
     if not parts:
         return {"p50": None, "p99": None, "max": None, "count": 0}
     return {"p50": median([p["p50"] for p in parts]), "p99": max(p["p99"] for p in parts), "max": max(p["max"] for p in parts),
-            "count": sum(p.get("count", 0) for p in parts)}
+            "count": sum(p["count"] for p in parts)}
 
 
 def good(detail):
