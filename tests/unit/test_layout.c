@@ -38,6 +38,7 @@ static void broken_texts_are_refused(void **state)
         {"", 0, NULL},
         {"a=b\n\0\0\0\0", 8, NULL},
         {"a=b\n", 4, NULL},
+        {"a=b\nxyz", 4, NULL}, /* what follows the text is not looked at */
         {"a=\nb==\n\0", 8, NULL},
         {"\0\0\0\0\0\0\0", 7, NULL},
         {"ram:a=1\nram:a-b=2\n", 18, NULL}, /* sorted by key; by line it would be the other way round */
@@ -110,9 +111,15 @@ static void building_sorts_and_checks(void **state)
     struct layout_line control[] = {LINE("a", "1\n")};
     const char want[] = "qemu=10=0\nram:a=\nram:a-b=3\n";
     const char *why = NULL;
+    static char value[LAYOUT_MAX_BYTES], large[LAYOUT_MAX_BYTES + 100];
+    struct layout_line longest[] = {{.key = "k", .key_len = 1, .value = value, .value_len = LAYOUT_MAX_BYTES - 3}};
     char text[64];
 
     (void)state;
+    memset(value, 'v', sizeof(value));
+    assert_int_equal(layout_build(longest, 1, large, sizeof(large)), LAYOUT_MAX_BYTES);
+    longest[0].value_len++;
+    assert_int_equal(layout_build(longest, 1, large, sizeof(large)), -ENOSPC);
     assert_int_equal(layout_build(lines, 3, text, sizeof(text)), strlen(want));
     assert_memory_equal(text, want, strlen(want));
     assert_int_equal(layout_check(text, strlen(want), &why), 3);

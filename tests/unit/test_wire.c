@@ -401,6 +401,8 @@ static void every_flipped_bit_is_seen(void **state)
             if (fed.ret == 0 && !(bit / 8 >= 8 && bit / 8 < 12))
                 fail_msg("%s: bit %zu changed and nothing was said", wire_type_name(all_types[i]), bit);
             assert_true(fed.ret == 0 || fed.ret == -EPROTO);
+            if (bit >= 8 * WIRE_HEADER_BYTES)
+                assert_string_equal(fed.why, "the checksum is wrong");
         }
     }
 }
@@ -524,7 +526,9 @@ static void what_the_peer_would_refuse_is_not_written(void **state)
     assert_int_equal(wire_seal(&w, stream, WIRE_PAGES, 1, 1, WIRE_CAP_MAX + 1), -EINVAL);
     assert_int_equal(wire_put_reason(&w, stream, 1000, WIRE_REFUSE, 1, 0, 11, "x"), -EINVAL);
     assert_int_equal(wire_put_reason(&w, stream, 1000, WIRE_HELLO, 1, 0, 1, "x"), -EINVAL);
+    assert_int_equal(wire_put_reason(&w, stream, 1000, WIRE_LAYOUT, 1, 0, 1, "x"), -EINVAL);
     assert_int_equal(wire_put_reason(&w, stream, 48, WIRE_REFUSE, 1, 0, 1, "x"), -ENOSPC);
+    assert_int_equal(wire_put(&w, stream, SIZE_MAX, WIRE_PAGES, 1, 1, &hello, SIZE_MAX), -EINVAL);
     assert_int_equal(w.sequence, 9);
     assert_int_equal(wire_put(&w, stream, 128, WIRE_HELLO, 1, 0, &hello, sizeof(hello)), 128);
     assert_int_equal(w.sequence, 10);
@@ -646,6 +650,52 @@ static void a_reader_goes_on_in_another_buffer(void **state)
     assert_memory_equal(first.payload, &hello, sizeof(hello)); /* the old buffer was left alone */
 }
 
+static void after_an_error_nothing_comes(void **state)
+{
+    struct wire_reader r;
+    struct wire_record rec;
+    size_t room, len;
+
+    (void)state;
+    stream_with(WIRE_HEARTBEAT, &len);
+    stream[0] ^= 1;
+    assert_int_equal(wire_reader_init(&r, WIRE_PEER_ACTIVE, input, sizeof(input)), 0);
+    memcpy(wire_reader_space(&r, &room), stream, len);
+    assert_int_equal(wire_reader_commit(&r, len), 0);
+    assert_int_equal(wire_next(&r, &rec), -EPROTO);
+    input[0] ^= 1; /* even if it were right now */
+    assert_int_equal(wire_next(&r, &rec), -EPROTO);
+}
+
+static void characters_are_measured(void **state)
+{
+    static const struct {
+        const char *text;
+        size_t len, want;
+    } texts[] = {{"a", 1, 1}, {"a", 0, 0}, {" ", 1, 1}, {"~", 1, 1}, {"\x7f", 1, 0}, {"\x1f", 1, 0}, {"\0", 1, 0},
+                 {"\xc3\xa4", 2, 2}, {"\xc3\xa4", 1, 0}, {"\xc2\xa0", 2, 2}, {"\xc2\x9f", 2, 0}, {"\xa4", 1, 0},
+                 {"\xe2\x82\xac", 3, 3}, {"\xe2\x82\xac", 2, 0}, {"\xed\x9f\xbf", 3, 3}, {"\xed\xa0\x80", 3, 0},
+                 {"\xf0\x90\x80\x80", 4, 4}, {"\xf0\x90\x80\x80", 3, 0}, {"\xf4\x8f\xbf\xbf", 4, 4},
+                 {"\xf4\x90\x80\x80", 4, 0}, {"\xf8\x88\x80\x80\x80", 5, 0}, {"\xff", 1, 0}};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(texts); i++)
+        assert_int_equal(wire_text_char(texts[i].text, texts[i].len), texts[i].want);
+}
+
+static void a_payload_alone_is_checked(void **state)
+{
+    const char *why = NULL;
+
+    (void)state;
+    assert_int_equal(wire_check_payload(WIRE_HELLO, &hello, sizeof(hello), &why), 0);
+    assert_int_equal(wire_check_payload(WIRE_HELLO, &hello, sizeof(hello) - 1, &why), -EPROTO);
+    assert_string_equal(why, "the record's length is not a multiple of 8");
+    assert_int_equal(wire_check_payload(WIRE_DISK_WRITE, &hello, sizeof(hello), &why), -EPROTO);
+    assert_string_equal(why, TYPE_RULE);
+    assert_int_equal(wire_check_payload((enum wire_type)99, &hello, sizeof(hello), &why), -EPROTO);
+}
+
 static void vm_names_are_checked(void **state)
 {
     static const char *const bad[] = {"", ".a", "_a", "-a", "a b", "a/b", "a\n", "\xc3\xa4",
@@ -708,6 +758,9 @@ int main(void)
         cmocka_unit_test(decoding_gives_back_what_was_put),
         cmocka_unit_test(a_reader_wants_room_for_the_largest_record),
         cmocka_unit_test(a_reader_goes_on_in_another_buffer),
+        cmocka_unit_test(after_an_error_nothing_comes),
+        cmocka_unit_test(characters_are_measured),
+        cmocka_unit_test(a_payload_alone_is_checked),
         cmocka_unit_test(vm_names_are_checked),
         cmocka_unit_test(the_digest_is_xxh64_of_the_checksums),
         cmocka_unit_test(types_have_names_and_caps),
