@@ -266,9 +266,25 @@ static void say_reason(struct daemon *d, enum wire_type type, int code, const ch
     d->parting = true;
 }
 
+/*
+ * A standby may have to look for its peer one day, and was told no address: it is where the active called from, at
+ * the port that we listen on ourselves. A port that an operator has named for that host is kept.
+ */
+static void remember_peer(struct daemon *d)
+{
+    const char *from = d->link.peer_text, *colon = strrchr(from, ':'), *port = strrchr(d->options.listen, ':');
+    size_t host = colon ? (size_t)(colon - from) : 0;
+
+    if (!colon || !port || (strncmp(d->peer_address, from, host + 1) == 0))
+        return;
+    snprintf(d->peer_address, sizeof(d->peer_address), "%.*s%s", (int)host, from, port);
+}
+
 static void note_move(struct daemon *d, const struct session_action *a)
 {
     journal_state(d, a);
+    if (a->to == ST_STANDBY_SYNCING)
+        remember_peer(d); /* before SA_SAVE, which follows */
     if (a->to == ST_STANDBY_ASKING) {
         d->promotion = (struct promotion){ .asked_ns = d->now_ns, .silent_ns = d->now_ns - (int64_t)d->peer_seen_ns };
         snprintf(d->promotion.reason, sizeof(d->promotion.reason), "%s", a->text);
@@ -734,6 +750,11 @@ int daemon_init(struct daemon *d, const struct daemon_options *options)
     rc = control_listen(&d->control, options->control);
     if (rc == -EADDRINUSE) {
         log_line(LOG_ERROR, "%s: another polluxd serves this control socket", options->control);
+        return rc;
+    }
+    if (rc == -EEXIST) {
+        log_line(LOG_ERROR, "%s is not a socket: polluxd removes nothing but stale sockets; name another --control, or move it away",
+                 options->control);
         return rc;
     }
     return rc < 0 ? fail_with(options->control, rc) : 0;

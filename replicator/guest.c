@@ -204,7 +204,17 @@ static bool is_one_of(const char *word, const char *const *words)
     return false;
 }
 
-static void known(struct guest *g)
+/* A polluxd before us left its checkpoint session behind: its arena is gone with it, output stays as it is. */
+static void end_old_session(struct guest *g, struct json_object *answer)
+{
+    char role[GUEST_NAME_BYTES];
+
+    guest_json_text(answer, "role", role, sizeof(role));
+    if (role[0] && strcmp(role, "none") != 0)
+        ask(g, "checkpoint-stop", NULL, -1, (struct guest_pending){ .kind = GUEST_QUIET });
+}
+
+static void known(struct guest *g, struct json_object *answer)
 {
     static const char *const fresh[] = { "prelaunch", "inmigrate", NULL };
     static const char *const over[] = { "shutdown", "guest-panicked", "internal-error", "postmigrate",
@@ -217,6 +227,7 @@ static void known(struct guest *g)
         detach(g, why);
         return;
     }
+    end_old_session(g, answer);
     g->state = GUEST_KNOWN;
     g->known_once = true;
     g->complained = g->ended = false;
@@ -244,7 +255,7 @@ static void on_reply(struct guest *g, const struct qmp_message *m)
         if (guest_json_identity(g, m->data) < 0)
             detach(g, g->step_why);
         else
-            known(g);
+            known(g, m->data);
         break;
     case GUEST_DONE:
     case GUEST_LOAD:
