@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""test_lifecycle.py - what a guest and an operator do in the course of time: reboot, power off, unpair and pair again"""
+from labstate import LabError
+from scenario import Frames, Increments, Scenario
+
+
+class Lifecycle(Scenario):
+    def test_reboot_and_unpair(self):
+        lab = self.make(workload="bootsector")
+        self.pair(lab)
+        with self.fact("a guest that reboots stays protected"):
+            frames = self.follow(Frames(lab))
+            frames.flow()
+            before = frames.end()["last"]
+            status = lab.status_of("a")
+            with lab.qmp("a") as qmp:
+                qmp.command("system_reset")
+                qmp.wait_event("RESET", 10)
+            frames = self.follow(Frames(lab))
+            frames.flow()
+            self.assertLess(frames.last["counter"], before + 100 * 8 * 100)
+            after = self.wait(lab, "a", lambda s: s["acked"] > status["acked"] + 3, "at work")
+            self.assertEqual((after["state"], after["generation"]), ("protected", status["generation"]))
+        with self.fact("and what the standby takes over is the guest after the reboot"):
+            lab.kill("a")
+            frames.flow(200)
+            self.assert_nothing_lost(frames.end(), failovers=1)
+            lab.start("a")
+            self.wait_state(lab, "b", "protected", timeout_s=60)
+
+        frames = self.follow(Frames(lab))
+        with self.fact("unpair: the guest goes on unprotected, and the standby forgets that it could take over"):
+            frames.flow()
+            code, text = self.pollux(lab, "b", "unpair")
+            self.assertEqual(code, 0, text)
+            self.assertEqual(self.wait_state(lab, "b", "none")["output"], "pass")
+            self.wait_state(lab, "a", "standby-wait")
+            frames.flow()
+        with self.fact("unpair once more does no harm, and on the standby it is refused"):
+            self.assertEqual(self.pollux(lab, "b", "unpair")[0], 0)
+            self.assertNotEqual(self.pollux(lab, "a", "unpair")[0], 0)
+        with self.fact("pair again: protected, in a newer generation"):
+            generation = lab.status_of("b")["generation"]
+            self.pair(lab, "b")
+            self.assertGreater(lab.status_of("b")["generation"], generation)
+            frames.flow()
+        with self.fact("promote --force on a standby whose active lives: a failover without a loss, the old active stopped"):
+            code, text = self.pollux(lab, "a", "promote")
+            self.assertEqual(code, 107, text)
+            code, text = self.pollux(lab, "a", "promote", "--force")
+            self.assertEqual(code, 0, text)
+            self.wait_event(lab, "a", lambda e: e["type"] == "promoted", "promoted")
+            self.wait_state(lab, "b", "outdated")
+            self.wait(lab, "b", lambda s: not s["guest"]["running"], "stopped")
+            self.assert_one_runs(lab, "a")
+            frames.flow()
+            self.assert_nothing_lost(frames.end(), failovers=1)
+
+    def test_power_off(self):
+        lab = self.make(workload="redis", memory=256)
+        client = self.follow(Increments(lab))
+        self.pair(lab)
+        client.flow(30)
+        with self.fact("a guest that powers itself off is not taken over by the standby"):
+            since = self.last_event(lab, "b")
+            with lab.qmp("a") as qmp:
+                qmp.command("system_powerdown")
+            self.wait_state(lab, "a", "ended")
+            status = self.wait_state(lab, "b", "standby-wait")
+            self.assertIn("guest ended", status["reason"])
+            with self.assertRaises(LabError):
+                self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted", timeout_s=1.5, since=since)
+            self.assertFalse(self.running(lab, "b"))
+            self.assertIsNone(lab.status_of("b")["last_promotion"])

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""test_partition.py - cuts, a missing witness and a host that stands still: one side runs, none without a grant
+
+Boot-sector guests: their watcher sees every frame that leaves, whichever host it comes from.
+"""
+from labstate import LabError
+from scenario import Frames, Scenario
+
+FREEZE_MS = 1500
+
+
+class Partition(Scenario):
+    def survivors(self, lab):
+        """Waits until exactly one side is alone and the other has given up. Returns (winner, loser)."""
+        def decided(status):
+            return status["state"] in ("alone", "outdated", "standby-wait")
+
+        states = {host: self.wait(lab, host, decided, "decided")["state"] for host in ("a", "b")}
+        winners = [host for host, state in states.items() if state == "alone"]
+        self.assertEqual(len(winners), 1, f"exactly one side is alone: {states}")
+        winner = winners[0]
+        return winner, "b" if winner == "a" else "a"
+
+    def repair(self, lab, winner, loser):
+        """Brings the loser back as a standby."""
+        if lab.status_of(loser)["state"] != "standby-wait":
+            self.fresh_standby(lab, loser)
+        self.wait_state(lab, winner, "protected", timeout_s=60)
+
+    def make_active(self, lab, frames, winner):
+        """Makes `a` the active one again, by a failover that is not what is tested. Returns failovers done."""
+        if winner == "a":
+            return 0
+        lab.kill("b")
+        self.wait_state(lab, "a", "alone")
+        lab.start("b")
+        self.wait_state(lab, "a", "protected", timeout_s=60)
+        frames.flow()
+        return 1
+
+    def test_partitions(self):
+        lab = self.make(workload="bootsector", polluxd_arg=["--hold-freeze-ms", str(FREEZE_MS)])
+        frames = self.follow(Frames(lab))
+        self.pair(lab)
+        frames.flow()
+        failovers = 0
+
+        with self.fact("a cut between a and b: exactly one side runs afterwards, the client loses nothing"):
+            lab.cut("a", "b")
+            winner, loser = self.survivors(lab)
+            self.wait(lab, loser, lambda s: not s["guest"]["running"], "stopped")
+            self.assert_one_runs(lab, winner)
+            frames.flow()
+            failovers += winner == "b"
+        with self.fact("after the cut is healed the winner is protected again"):
+            lab.heal()
+            self.repair(lab, winner, loser)
+            frames.flow()
+            self.assert_one_runs(lab, winner)
+        failovers += self.make_active(lab, frames, winner)
+
+        with self.fact("a and b cut from each other and from the witness: nothing is released, and the guest freezes"):
+            for pair in (("a", "b"), ("a", "witness"), ("b", "witness")):
+                lab.cut(*pair)
+            self.wait_state(lab, "a", "claiming")
+            seen = frames.lines
+            status = self.wait(lab, "a", lambda s: s["frozen"], "frozen")
+            self.assertEqual((status["state"], status["output"]), ("claiming", "hold"))
+            self.wait(lab, "a", lambda s: not s["guest"]["running"], "stopped")
+            self.wait_state(lab, "b", "standby-asking")
+            self.assertFalse(self.running(lab, "a") or self.running(lab, "b"), "nobody runs the guest")
+            self.assertLessEqual(frames.lines, seen, "frames left although nobody had granted it")
+        with self.fact("without a grant promote is refused, and says what --force would risk"):
+            code, text = self.pollux(lab, "b", "promote")
+            self.assertEqual(code, 107, text)
+            self.assertIn("--force", text)
+        with self.fact("healed: one side is granted and goes on"):
+            lab.heal()
+            winner, loser = self.survivors(lab)
+            frames.flow()
+            self.assert_one_runs(lab, winner)
+            self.repair(lab, winner, loser)
+            failovers += winner == "b"
+        failovers += self.make_active(lab, frames, winner)
+
+        with self.fact("the witness dies during protection: protection goes on"):
+            lab.kill("witness")
+            acked = self.wait_state(lab, "a", "protected")["acked"]
+            frames.flow(300)
+            self.wait(lab, "a", lambda s: s["state"] == "protected" and s["acked"] > acked + 10, "protected and at work")
+        with self.fact("then the active dies: the standby waits for the witness"):
+            lab.kill("a")
+            self.wait_state(lab, "b", "standby-asking")
+            event = self.last_event(lab, "b")
+            with self.assertRaises(LabError):
+                self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted", timeout_s=1, since=event)
+            self.assertFalse(self.running(lab, "b"))
+        with self.fact("the witness comes back: the standby is promoted"):
+            lab.start("witness")
+            self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted", since=event)
+            failovers += 1
+            frames.flow()
+            lab.start("a")
+            self.wait_state(lab, "b", "protected", timeout_s=60)
+        failovers += self.make_active(lab, frames, "b")
+
+        with self.fact("a host that stands still is replaced"):
+            frames.flow()
+            lab.pause("a")
+            self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted")  # b's polluxd is new: its first
+            failovers += 1
+            frames.flow()
+        with self.fact("when it goes on it sends nothing, and ends outdated and stopped"):
+            lab.resume("a")
+            self.wait_state(lab, "a", "outdated")
+            self.wait(lab, "a", lambda s: not s["guest"]["running"], "stopped")
+            self.assert_one_runs(lab, "b")
+            frames.flow()
+        with self.fact("through all partitions no frame was repeated, and only failovers cost a gap"):
+            self.assert_nothing_lost(frames.end(), failovers)
