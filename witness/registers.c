@@ -19,6 +19,7 @@
 #include "../replicator/wire.h"
 
 #define SUFFIX ".register"
+#define REGISTER_BYTES 512 /* a sector: written whole or not at all */
 #define FILE_NAME_BYTES (WIRE_VM_BYTES + sizeof(SUFFIX))
 
 /* clang-format off */
@@ -43,6 +44,57 @@ static bool ends_with(const char *name, const char *end)
     return len >= end_len && strcmp(name + len - end_len, end) == 0;
 }
 
+/* ---- one file ---- */
+
+static int format(const struct arb_register *reg, char ret_text[REGISTER_BYTES])
+{
+    ssize_t len = keyfile_format(&register_schema, reg, ret_text, REGISTER_BYTES);
+
+    if (len < 0)
+        return (int)len;
+    memset(ret_text + len, '\n', REGISTER_BYTES - (size_t)len);
+    return 0;
+}
+
+static int parse(const char *text, size_t len, struct arb_register *ret,
+                 char why[KEYFILE_WHY_BYTES])
+{
+    if (len != REGISTER_BYTES) {
+        snprintf(why, KEYFILE_WHY_BYTES, "it is cut off: it does not have %d bytes",
+                 REGISTER_BYTES);
+        return -EPROTO;
+    }
+    while (len >= 2 && text[len - 1] == '\n' && text[len - 2] == '\n')
+        len--;
+    return keyfile_parse(&register_schema, text, len, ret, why);
+}
+
+/* Overwrite in place. Returns 0, -errno with nothing changed, or -errno with *ret_unsure. */
+static int overwrite(int dirfd, const char *name, const char text[REGISTER_BYTES], bool *ret_unsure)
+{
+    int fd = openat(dirfd, name, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    int ret = 0;
+    ssize_t n;
+
+    *ret_unsure = false;
+    if (fd < 0)
+        return -errno;
+    do
+        n = pwrite(fd, text, REGISTER_BYTES, 0);
+    while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        ret = -errno;
+    } else if (n != REGISTER_BYTES) {
+        ret = -EIO;
+        *ret_unsure = true; /* part of it stands in the file */
+    } else if (fdatasync(fd)) {
+        ret = -errno;
+        *ret_unsure = true;
+    }
+    close(fd);
+    return ret;
+}
+
 /* ---- start ---- */
 
 static int load_one(struct registers *r, const char *dir, const char *name,
@@ -59,7 +111,7 @@ static int load_one(struct registers *r, const char *dir, const char *name,
         snprintf(why, sizeof(why), "it is longer than a register can be");
     else if (len < 0)
         snprintf(why, sizeof(why), "%s", strerror((int)-len));
-    if (len >= 0 && !keyfile_parse(&register_schema, text, (size_t)len, &one, why)) {
+    if (len >= 0 && !parse(text, (size_t)len, &one, why)) {
         snprintf(want, sizeof(want), "%.47s" SUFFIX, one.vm);
         if (!wire_vm_name_valid(one.vm) || strcmp(want, name) != 0)
             snprintf(why, sizeof(why), "it is the register of another VM, \"%s\"", one.vm);
@@ -163,9 +215,9 @@ int registers_open(struct registers *r, const char *dir, char ret_why[REGISTERS_
         goto out;
     }
     ret = load_all(r, dir, ret_why);
-    if (!ret && fsync(r->dirfd)) {
+    if (!ret && syncfs(r->dirfd)) {
         ret = -errno;
-        snprintf(ret_why, REGISTERS_WHY_BYTES, "cannot fsync the state directory %s: %s", dir,
+        snprintf(ret_why, REGISTERS_WHY_BYTES, "cannot sync the file system of %s: %s", dir,
                  strerror(-ret));
     }
 out:
@@ -185,13 +237,12 @@ void registers_close(struct registers *r)
 int registers_restore(const char *dir, const char vm[WIRE_VM_BYTES], uint64_t generation,
                       char ret_why[REGISTERS_WHY_BYTES])
 {
-    char text[KEYFILE_MAX_BYTES], name[FILE_NAME_BYTES], aside[FILE_NAME_BYTES + 16],
+    char text[REGISTER_BYTES], name[FILE_NAME_BYTES], aside[FILE_NAME_BYTES + 16],
         why[REGISTERS_WHY_BYTES];
     struct arb_register one = {.generation = generation};
     struct arb_register old = {.generation = 0};
     struct registers r;
     bool unsure;
-    ssize_t len;
     int ret;
 
     ret = open_dir(&r, dir, ret_why);
@@ -215,8 +266,9 @@ int registers_restore(const char *dir, const char vm[WIRE_VM_BYTES], uint64_t ge
         ret = -errno;
         goto cannot;
     }
-    len = keyfile_format(&register_schema, &one, text, sizeof(text));
-    ret = len < 0 ? (int)len : keyfile_write(r.dirfd, name, text, (size_t)len, &unsure);
+    ret = format(&one, text);
+    if (!ret)
+        ret = keyfile_write(r.dirfd, name, text, REGISTER_BYTES, &unsure);
 cannot:
     if (ret)
         snprintf(ret_why, REGISTERS_WHY_BYTES, "cannot write %s/%s: %s", dir, name, strerror(-ret));
@@ -251,9 +303,8 @@ int registers_cas(struct registers *r, const struct wire_arb_ask *ask, int *ret_
 {
     struct arb_register *old = find(r, ask->vm);
     struct arb_register new = {.generation = ask->next};
-    char text[KEYFILE_MAX_BYTES], name[FILE_NAME_BYTES];
+    char text[REGISTER_BYTES], name[FILE_NAME_BYTES];
     bool unsure;
-    ssize_t len;
 
     *ret_error = 0;
     if (old && is_exactly(old, ask))
@@ -268,12 +319,11 @@ int registers_cas(struct registers *r, const struct wire_arb_ask *ask, int *ret_
     memcpy(new.holder, ask->holder, sizeof(new.holder));
     memcpy(new.nonce, ask->nonce, sizeof(new.nonce));
     snprintf(name, sizeof(name), "%.47s" SUFFIX, new.vm);
-    len = keyfile_format(&register_schema, &new, text, sizeof(text));
-    if (len < 0) {
-        *ret_error = (int)len;
+    *ret_error = format(&new, text);
+    if (*ret_error)
         return WIRE_ARB_ERROR;
-    }
-    *ret_error = keyfile_write(r->dirfd, name, text, (size_t)len, &unsure);
+    *ret_error = old ? overwrite(r->dirfd, name, text, &unsure)
+                     : keyfile_write(r->dirfd, name, text, REGISTER_BYTES, &unsure);
     if (*ret_error)
         return unsure ? -EIO : WIRE_ARB_ERROR;
     if (!old)

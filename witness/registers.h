@@ -2,15 +2,17 @@
 /*
  * registers.h - the witness's memory: one compare-and-swap register for each VM, on disk
  *
- * Each register is one small file, VM.register, replaced whole (replicator/keyfile.h). A log that only
- * grows would need one flush instead of two, but its end is torn after every crash in mid-write, and then
- * "written but not answered" and "answered and later damaged" look the same: one would have to guess.
- * A file that was renamed into place is never torn by a crash, so a wrong checksum always means damage,
- * and is refused. A grant is as rare as a failover; two flushes are cheap for that.
+ * Each register is one file, VM.register: text (replicator/keyfile.h) filled up with newlines to 512 bytes.
+ * The first grant of a VM makes it: temporary file, fsync, rename, fsync of the directory. Every later
+ * one overwrites the 512 bytes in place and waits for fdatasync: one flush without a journal commit, measured
+ * under load at 1 to 3 ms where replacing the file took 8 to 11 ms, and it needs no free space. A sector is
+ * written whole or not at all, so after a crash there is the old register or the new one, whose answer
+ * nobody has seen. A disk that breaks this promise leaves a wrong checksum, and then nothing is granted. A log
+ * that only grows would need one flush as well, but its end is torn after every crash in mid-write, and
+ * then "written but not answered" and "answered and later damaged" look the same: one would have to guess.
  *
- * What is in memory is on disk: memory is changed after the directory was fsynced, and at the start the
- * directory is fsynced before anything is answered (the one before us may have been killed between
- * rename and fsync).
+ * What is in memory is on disk: memory is changed after the flush, and at the start the file system is
+ * synced before anything is answered (the one before us may have been killed between write and flush).
  *
  * Owns the state directory (flock on it). Never logs, never talks to a client.
  */

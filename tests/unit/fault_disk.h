@@ -21,6 +21,12 @@ static char disk_order
 static const char *disk_fails; /* this one fails once with disk_errno */
 static int disk_errno;
 
+int __real_fdatasync(int fd);
+int __wrap_fdatasync(int fd);
+int __real_syncfs(int fd);
+int __wrap_syncfs(int fd);
+ssize_t __real_pwrite(int fd, const void *data, size_t len, off_t at);
+ssize_t __wrap_pwrite(int fd, const void *data, size_t len, off_t at);
 int __real_fsync(int fd);
 int __wrap_fsync(int fd);
 ssize_t __real_write(int fd, const void *data, size_t len);
@@ -76,6 +82,25 @@ int __wrap_openat(int dirfd, const char *name, int flags, ...)
     if (flags & O_CREAT && disk_note("create"))
         return -1;
     return __real_openat(dirfd, name, flags, mode);
+}
+
+int __wrap_fdatasync(int fd)
+{
+    return disk_note("fdatasync") ? -1 : __real_fdatasync(fd);
+}
+
+int __wrap_syncfs(int fd)
+{
+    return disk_note("syncfs") ? -1 : __real_syncfs(fd);
+}
+
+ssize_t __wrap_pwrite(int fd, const void *data, size_t len, off_t at)
+{
+    if (disk_fails && strcmp(disk_fails, "half a pwrite") == 0) {
+        disk_fails = NULL;
+        return __real_pwrite(fd, data, len / 2, at);
+    }
+    return disk_note("pwrite") ? -1 : __real_pwrite(fd, data, len, at);
 }
 
 static void disk_begin(const char *fails, int error)

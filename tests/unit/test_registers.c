@@ -99,23 +99,25 @@ static void grant_is_on_disk_before_it_is_said(void **state)
     assert_int_equal(cas("db", 0, 1, &error), WIRE_ARB_GRANTED); /* repeated: nothing to write */
     assert_int_equal(cas("db", 0, 2, &error), WIRE_ARB_REFUSED);
     assert_string_equal(disk_order, "");
+    assert_int_equal(cas("db", 1, 2, &error), WIRE_ARB_GRANTED);
+    assert_string_equal(disk_order, "pwrite fdatasync "); /* in place: one flush */
     reopen();
-    assert_int_equal(generation("db"), 1);
+    assert_int_equal(generation("db"), 2);
 }
 
-static void directory_is_fsynced_before_the_first_answer(void **state)
+static void disk_is_synced_before_the_first_answer(void **state)
 {
     char why[REGISTERS_WHY_BYTES];
 
     (void)state;
     registers_close(&r);
-    disk_begin("fsync-dir", EIO);
+    disk_begin("syncfs", EIO);
     assert_int_equal(registers_open(&r, base, why), -EIO);
     assert_null(disk_fails);
-    assert_non_null(strstr(why, "cannot fsync the state directory"));
+    assert_non_null(strstr(why, "cannot sync the file system"));
     disk_begin(NULL, 0);
     reopen();
-    assert_string_equal(disk_order, "fsync-dir ");
+    assert_string_equal(disk_order, "syncfs ");
 }
 
 static void each_failed_write_changes_nothing(void **state)
@@ -129,10 +131,10 @@ static void each_failed_write_changes_nothing(void **state)
 
     (void)state;
     assert_int_equal(cas("db", 0, 1, &error), WIRE_ARB_GRANTED);
+    disk_begin("pwrite", ENOSPC);
+    assert_int_equal(cas("db", 1, 2, &error), WIRE_ARB_ERROR);
+    assert_int_equal(error, -ENOSPC);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        disk_begin(cases[i].call, cases[i].error);
-        assert_int_equal(cas("db", 1, 2, &error), WIRE_ARB_ERROR);
-        assert_int_equal(error, -cases[i].error);
         disk_begin(cases[i].call, cases[i].error);
         assert_int_equal(cas("new", 0, 2, &error), WIRE_ARB_ERROR);
         assert_null(disk_fails);
@@ -154,6 +156,41 @@ static void unknown_state_of_the_disk_ends_all_answers(void **state)
     disk_begin("fsync-dir", EIO);
     assert_int_equal(cas("db", 0, 1, &error), -EIO);
     assert_int_equal(error, -EIO);
+    reopen();
+    assert_int_equal(generation("db"), 1);
+    disk_begin("fdatasync", EIO);
+    assert_int_equal(cas("db", 1, 2, &error), -EIO);
+    assert_int_equal(generation("db"), 1); /* memory says nothing that may not be on disk */
+}
+
+static void half_a_write_is_refused_at_the_next_start(void **state)
+{
+    char why[REGISTERS_WHY_BYTES];
+    int error, fd;
+
+    (void)state;
+    assert_int_equal(cas("db", 0, 1, &error), WIRE_ARB_GRANTED);
+    disk_begin("half a pwrite", 0);
+    assert_int_equal(cas("db", 1, 2, &error), -EIO);
+    fd = openat(r.dirfd, "db.register", O_WRONLY);
+    assert_int_equal(__real_pwrite(fd, "torn", 4, 60),
+                     4); /* as a disk without whole sectors might */
+    close(fd);
+    registers_close(&r);
+    assert_true(registers_open(&r, base, why) < 0);
+    assert_non_null(strstr(why, "checksum is wrong"));
+    disk_begin(NULL, 0);
+}
+
+static void name_that_was_removed_is_an_error(void **state)
+{
+    int error;
+
+    (void)state;
+    assert_int_equal(cas("db", 0, 1, &error), WIRE_ARB_GRANTED);
+    assert_int_equal(unlinkat(r.dirfd, "db.register", 0), 0);
+    assert_int_equal(cas("db", 1, 2, &error), WIRE_ARB_ERROR);
+    assert_int_equal(error, -ENOENT);
 }
 
 static void one_more_than_the_most_is_refused(void **state)
@@ -190,10 +227,10 @@ static void damage_of_any_byte_is_refused(void **state)
     for (ssize_t i = 0; i < len; i++) {
         char bad = (char)(text[i] ^ 1);
 
-        assert_int_equal(pwrite(fd, &bad, 1, i), 1);
+        assert_int_equal(__real_pwrite(fd, &bad, 1, i), 1);
         assert_true(registers_open(&r, base, why) < 0);
         assert_non_null(strstr(why, path));
-        assert_int_equal(pwrite(fd, &text[i], 1, i), 1);
+        assert_int_equal(__real_pwrite(fd, &text[i], 1, i), 1);
     }
     reopen(); /* control: the same file, whole again */
     assert_int_equal(generation("db"), 1);
@@ -210,9 +247,11 @@ int main(void)
 #define TEST(fact) cmocka_unit_test_setup_teardown(fact, begin, end)
     const struct CMUnitTest tests[] = {
         TEST(grant_is_on_disk_before_it_is_said),
-        TEST(directory_is_fsynced_before_the_first_answer),
+        TEST(disk_is_synced_before_the_first_answer),
         TEST(each_failed_write_changes_nothing),
         TEST(unknown_state_of_the_disk_ends_all_answers),
+        TEST(half_a_write_is_refused_at_the_next_start),
+        TEST(name_that_was_removed_is_an_error),
         TEST(one_more_than_the_most_is_refused),
         TEST(damage_of_any_byte_is_refused),
     };

@@ -280,29 +280,33 @@ class WitnessTest(unittest.TestCase):
                         self.assertEqual(c.receive().result, GRANTED)
                         sure[vm] = pending.pop(vm)
                         grants += 1
-                base = {vm: sure[vm][0] for vm in vms}
-                for vm in vms:  # asks whose answers nobody may see
-                    pending[vm] = (base[vm] + 1, b"H" * 16, rng.randbytes(16))
-                    c.send(op=CAS, vm=vm, expect=base[vm], next=pending[vm][0], nonce=pending[vm][2])
-                select.select([], [], [], rng.random() * 0.003)
+                chain = {vm: [sure[vm]] for vm in vms}  # asks whose answers nobody may see
+                for _ in range(6):
+                    for vm in vms:
+                        before = chain[vm][-1][0]
+                        chain[vm].append((before + 1, b"H" * 16, rng.randbytes(16)))
+                        c.send(op=CAS, vm=vm, expect=before, next=before + 1, nonce=chain[vm][-1][2])
+                select.select([], [], [], rng.random() ** 2 * 0.01)
                 w.end(signal.SIGKILL)
                 with self.assertRaises(Gone):
                     while True:
                         answer = c.receive()
                         self.assertEqual(answer.result, GRANTED)
-                        sure[answer.vm] = pending[answer.vm]
+                        sure[answer.vm] = answer.register()
                 c.close()
             with Witness(self.state) as w:
                 c = Client(w.ready().port)
                 for vm in vms:
                     now = c.read(vm)
-                    self.assertIn(now, (sure[vm], pending[vm]), f"seed {SEED}")
-                    if sure[vm] != pending[vm]:
-                        in_flight_lost += now == sure[vm]
-                        in_flight_kept += now == pending[vm]
-                    again = c.ask(op=CAS, vm=vm, expect=base[vm], next=pending[vm][0], nonce=pending[vm][2])
-                    self.assertEqual((again.result, again.register()), (GRANTED, pending[vm]), f"seed {SEED}")
-                    sure[vm] = pending[vm]
+                    answered = chain[vm].index(sure[vm])
+                    self.assertIn(now, chain[vm][answered:], f"seed {SEED}: an answered grant was lost")
+                    at = chain[vm].index(now)
+                    in_flight_kept += at - answered
+                    in_flight_lost += len(chain[vm]) - 1 - at
+                    for again in chain[vm][max(at, 1):]:  # the last one that took place, then the rest
+                        a = c.ask(op=CAS, vm=vm, expect=again[0] - 1, next=again[0], nonce=again[2])
+                        self.assertEqual((a.result, a.register()), (GRANTED, again), f"seed {SEED}")
+                    sure[vm] = chain[vm][-1]
                 c.close()
         print(f"kill -9 storm: seed {SEED}, {grants} grants, {in_flight_kept} in flight kept, {in_flight_lost} not",
               file=sys.stderr)
@@ -412,14 +416,15 @@ class WitnessTest(unittest.TestCase):
         with self.assertRaises(OSError), open(filler, "wb", buffering=0) as f:
             while True:
                 f.write(bytes(4096))
-        for vm, expect in (("db", 1), ("new", 0)):
-            a = c.ask(op=CAS, vm=vm, expect=expect, next=expect + 1, nonce=b"2" * 16)
-            self.assertEqual((a.result, a.generation), (ERROR, expect))
-            self.assertEqual(c.read(vm)[0], expect)
-        w.wait_for(r"error: vm db: cannot write its register: No space left on device; nothing was granted")
+        a = c.ask(op=CAS, vm="new", expect=0, next=1)
+        self.assertEqual((a.result, a.generation), (ERROR, 0))
+        self.assertEqual(c.read("new")[0], 0)
+        w.wait_for(r"error: vm new: cannot write its register: No space left on device; nothing was granted")
+        a = c.ask(op=CAS, vm="db", expect=1, next=2)  # a register that is there needs no room
+        self.assertEqual((a.result, a.generation), (GRANTED, 2))
         self.assertEqual(sorted(os.listdir(inside)), ["db.register", "filler"])
         os.unlink(filler)
-        self.assertEqual(c.ask(op=CAS, vm="db", expect=1, next=2, nonce=b"2" * 16).result, GRANTED)
+        self.assertEqual(c.ask(op=CAS, vm="new", expect=0, next=1).result, GRANTED)
 
     def test_hostile_bytes_close_the_connection_and_nobody_else(self):
         w = self.start()
