@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """check_man - the options that programs print with --help, against those of their man pages
 
-    check_man.py [--build DIR] [--man DIR] [PROGRAM...]    compare; 0 equal, 1 different or missing
-    check_man.py --self-test                               shows that each kind of difference is found
+    check_man.py [--build DIR] [--man DIR] [PROGRAM...]
+
+Ends with 0 if they are equal, 1 if not or if a program or page is missing. First shows on planted differences that each
+kind is found. Prints lines as tests/run counts them.
 
 Also runs `mandoc -T lint` on the pages, if mandoc is there. An option is a line "  --name [VALUE]  text" in the help
 and an item ".It Fl -name [Ar VALUE]" in the page. The verbs of pollux have a section (.Ss) each, which lists what the
@@ -83,7 +85,7 @@ def self_test():
     results = [count(page) == 0, count(page.replace(".It Fl -help\n", "")) == 1, count(page + ".It Fl -slow\n") == 1,
                count(page.replace("NAME", "VM")) == 1, count(page.replace(".It Fl -fast", ".It Fl -fast Ar N")) == 1,
                count(page.replace(".Ss run", ".Ss walk")) == 2, count("") == 4]
-    print(f"check_man: self test: {sum(results)} of {len(results)}")
+    print("ok planted_differences_are_found" if all(results) else f"not ok planted_differences_are_found: {results}")
     return 0 if all(results) else 1
 
 
@@ -92,32 +94,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", default=os.environ.get("B", os.path.join(HERE, "..", "..", "build")))
     parser.add_argument("--man", default=os.path.join(HERE, "..", "..", "docs", "man"))
-    parser.add_argument("--self-test", action="store_true")
     parser.add_argument("program", nargs="*", help="default: all")
     args = parser.parse_args()
-    if args.self_test:
-        return self_test()
-    bad = []
+    failed = self_test()
     for program in args.program or PAGES:
         binary, page = os.path.join(args.build, program), os.path.join(args.man, PAGES[program])
 
         def ask(*words, path=binary):
             return subprocess.run([path, *words], capture_output=True, text=True, timeout=10, check=True).stdout
-        if not os.path.exists(binary):
+        bad = []
+        if os.path.exists(binary):
+            with open(page, encoding="utf-8") as f:
+                bad += compare(program, ask, f.read())
+        else:
             bad.append(f"{program}: {binary} is not built")
-            continue
-        with open(page, encoding="utf-8") as f:
-            bad += compare(program, ask, f.read())
         if shutil.which("mandoc"):
             lint = subprocess.run(["mandoc", "-T", "lint", "-W", "style", page], capture_output=True, text=True, timeout=10,
                                   check=False)
             bad += [line.strip() for line in (lint.stdout + lint.stderr).splitlines()
                     if "referenced manual not found" not in line]  # depends on what is installed
-    for line in bad:
-        print(f"check_man: {line}", file=sys.stderr)
-    if not bad:
-        print("check_man: options and man pages agree")
-    return 1 if bad else 0
+        failed |= bool(bad)
+        print(f"{'not ok' if bad else 'ok'} man_page_of_{program}_agrees_with_its_help", *bad, sep="\n    ")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ import select
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "tools"))
+import facts  # noqa: E402  pylint: disable=wrong-import-position
 BUILD = os.environ.get("B", os.path.join(HERE, "..", "..", "build"))
 POLLUX = os.path.abspath(os.path.join(BUILD, "pollux"))
 DEADLINE = 20.0
@@ -526,4 +529,4 @@ class CliTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    facts.main()

@@ -21,11 +21,12 @@ import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "tools"))
+import facts  # noqa: E402
 from stream_reader import HEADER, MAGIC, xxh32  # noqa: E402
 from stream_writer import ARB_ANSWER, Stream, ask_payload  # noqa: E402
 
 BUILD = os.environ.get("B", os.path.join(HERE, "..", "..", "build"))
-WITNESS = os.path.join(BUILD, "witness")
+WITNESS = os.path.abspath(os.path.join(BUILD, "witness"))
 DEADLINE = 20.0
 READ, CAS = 1, 2
 VALUE, GRANTED, REFUSED, ERROR = 1, 2, 3, 4
@@ -625,4 +626,4 @@ class WitnessTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    facts.main()
