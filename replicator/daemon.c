@@ -268,16 +268,14 @@ static void say_reason(struct daemon *d, enum wire_type type, int code, const ch
 
 /*
  * A standby may have to look for its peer one day, and was told no address: it is where the active called from, at
- * the port that we listen on ourselves. A port that an operator has named for that host is kept.
+ * the port that its HELLO named.
  */
 static void remember_peer(struct daemon *d)
 {
-    const char *from = d->link.peer_text, *colon = strrchr(from, ':'), *port = strrchr(d->options.listen, ':');
-    size_t host = colon ? (size_t)(colon - from) : 0;
+    const char *from = d->link.peer_text, *colon = strrchr(from, ':');
 
-    if (!colon || !port || (strncmp(d->peer_address, from, host + 1) == 0))
-        return;
-    snprintf(d->peer_address, sizeof(d->peer_address), "%.*s%s", (int)host, from, port);
+    if (colon && d->peer_port)
+        snprintf(d->peer_address, sizeof(d->peer_address), "%.*s:%u", (int)(colon - from), from, d->peer_port);
 }
 
 static void note_move(struct daemon *d, const struct session_action *a)

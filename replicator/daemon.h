@@ -110,6 +110,7 @@ struct daemon {
     bool parting;                  /* last words are queued: the next disconnect flushes them */
     uint64_t peer_sent_ns, peer_sent_at_ns, peer_seen_ns;
     unsigned peer_state;
+    unsigned peer_port; /* where it listens, by its HELLO; 0 nowhere */
     struct codec_blocks blocks;
     int wake_fd, work_fd;
     uint64_t wake_value, work_value;

@@ -35,6 +35,7 @@ static void on_hello(struct daemon *d, const struct wire_record *rec)
         broken(d, WIRE_REFUSE_ITSELF, "the peer is this polluxd itself (or its state directory was copied)");
     } else {
         e.flag = h.role == WIRE_ROLE_ACTIVE;
+        d->peer_port = h.listen_port;
         mailbox_put(&d->box, &e);
     }
 }
@@ -183,6 +184,10 @@ void peer_send_hello(struct daemon *d, const struct session_action *a)
         .flags = a->generation == 0 ? 1 : 0,
         .boot = d->session.config.boot,
     };
+    struct sockaddr_storage listen;
+
+    if (link_parse_address(d->options.listen, &listen) > 0) /* the port is at the same place in both families */
+        h.listen_port = ntohs(((struct sockaddr_in *)&listen)->sin_port);
 
     memcpy(h.vm, d->options.vm, sizeof(h.vm));
     memcpy(h.instance, d->session.config.instance, sizeof(h.instance));

@@ -88,7 +88,8 @@ struct wire_hello {
     uint8_t instance[16];
     char vm[WIRE_VM_BYTES];
     uint32_t features;
-    uint32_t flags;
+    uint16_t flags;
+    uint16_t listen_port; /* 0: none */
     uint64_t boot;
 };
 

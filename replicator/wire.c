@@ -172,7 +172,7 @@ static const char *check_hello(const void *payload, size_t len)
         return "HELLO's role is neither active nor standby";
     if (!wire_vm_name_valid(h.vm))
         return "HELLO's VM name is not a legal name";
-    if (h.flags & ~1u)
+    if (h.flags & ~1)
         return "HELLO has a reserved flag set";
     return NULL;
 }
@@ -469,13 +469,13 @@ bool wire_reader_at_boundary(const struct wire_reader *r)
     return r->head == r->tail;
 }
 
-/* HELLO first, LAYOUT (or a refusal) second, neither of them ever again. */
+/* HELLO first, LAYOUT second, neither of them ever again; or a refusal at once. */
 static const char *check_order(const struct wire_reader *r, unsigned type)
 {
     if (r->peer != WIRE_PEER_ACTIVE && r->peer != WIRE_PEER_STANDBY)
         return NULL;
     if (r->sequence == 0)
-        return type == WIRE_HELLO ? NULL : "the first record is not HELLO";
+        return type == WIRE_HELLO || type == WIRE_REFUSE ? NULL : "the first record is neither HELLO nor REFUSE";
     if (type == WIRE_HELLO)
         return "HELLO came again";
     if (r->sequence == 1)

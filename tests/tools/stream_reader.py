@@ -243,12 +243,12 @@ class Side:
         return said
 
     def order(self, name):
-        """HELLO first, LAYOUT or a refusal second, neither ever again; nothing after a refusal."""
+        """HELLO first, LAYOUT second, neither ever again; or a refusal at once; nothing after a refusal."""
         if self.letter in "cw":
             return
         require(self.refused is None, "a record after REFUSE")
         if self.sequence == 0:
-            require(name == "HELLO", "the first record is not HELLO")
+            require(name in ("HELLO", "REFUSE"), "the first record is neither HELLO nor REFUSE")
         elif self.sequence == 1:
             require(name in ("LAYOUT", "REFUSE"), "the second record is not LAYOUT")
         else:
@@ -256,13 +256,13 @@ class Side:
 
     def on_hello(self, p, generation, epoch, _checksum):
         """HELLO."""
-        low, high, role, instance, vm, features, flags, boot = struct.unpack("<HHI16s48sIIQ", p)
+        low, high, role, instance, vm, features, flags, listen_port, boot = struct.unpack("<HHI16s48sIHHQ", p)
         require(1 <= low <= high, "HELLO: range of versions")
         require(role in (1, 2), "HELLO: role")
         require(role == (1 if self.letter == "a" else 2), "HELLO: role is not that of the sender")
         require(flags & ~1 == 0, "HELLO: reserved flags")
         self.hello = {"versions": [low, high], "role": role, "instance": instance.hex(), "vm": vm_name(vm),
-                      "features": features, "flags": flags, "boot": boot, "generation": generation,
+                      "features": features, "flags": flags, "listen_port": listen_port, "boot": boot, "generation": generation,
                       "epoch": epoch}
         return self.hello
 

@@ -61,9 +61,9 @@ def state_payload(offset, raw, kind=RAW, data=None, **forced):
 
 def hello_payload(**f):
     """HELLO payload; any field by name."""
-    return struct.pack("<HHI16s48sIIQ", f.get("version_min", 1), f.get("version_max", 1), f.get("role", 1),
+    return struct.pack("<HHI16s48sIHHQ", f.get("version_min", 1), f.get("version_max", 1), f.get("role", 1),
                        f.get("instance", b"A" * 16), f.get("vm", "vm").encode(), f.get("features", 0),
-                       f.get("flags", 0), f.get("boot", 1))
+                       f.get("flags", 0), f.get("listen_port", 7460), f.get("boot", 1))
 
 
 def layout_payload(pairs):

@@ -413,9 +413,9 @@ static void the_order_of_the_greeting_is_kept(void **state)
         enum wire_type type[3];
         const char *why;
     } orders[] = {
-        {{WIRE_HEARTBEAT}, "the first record is not HELLO"},
-        {{WIRE_LAYOUT}, "the first record is not HELLO"},
-        {{WIRE_REFUSE}, "the first record is not HELLO"},
+        {{WIRE_HEARTBEAT}, "the first record is neither HELLO nor REFUSE"},
+        {{WIRE_LAYOUT}, "the first record is neither HELLO nor REFUSE"},
+        {{WIRE_REFUSE}, NULL},
         {{WIRE_HELLO, WIRE_HELLO}, "HELLO came again"},
         {{WIRE_HELLO, WIRE_HEARTBEAT}, "the second record is neither LAYOUT nor REFUSE"},
         {{WIRE_HELLO, WIRE_LAYOUT, WIRE_HELLO}, "HELLO came again"},
