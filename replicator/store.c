@@ -251,6 +251,15 @@ void store_applying(struct store *st, unsigned slot, bool part)
     st->slot[slot].state = part ? STORE_APPLYING_PART : STORE_APPLYING;
 }
 
+/* Slots of applied epochs before the last acked one: applied first and acked later, or the other way round. */
+static void release_old(struct store *st)
+{
+    for (unsigned i = 0; i < STORE_SLOTS; i++) {
+        if (st->slot[i].state == STORE_APPLIED && st->slot[i].epoch < st->acked)
+            release(st, i);
+    }
+}
+
 uint64_t store_applied(struct store *st, unsigned slot)
 {
     uint64_t epoch = st->slot[slot].epoch;
@@ -262,15 +271,14 @@ uint64_t store_applied(struct store *st, unsigned slot)
     if (st->slot[slot].state != STORE_APPLYING)
         return 0; /* of a store that was opened anew meanwhile */
     st->slot[slot].state = STORE_APPLIED;
+    release_old(st);
     return epoch;
 }
 
 void store_acked(struct store *st, uint64_t epoch)
 {
-    for (unsigned i = 0; i < STORE_SLOTS; i++) {
-        if (st->slot[i].state == STORE_APPLIED && st->slot[i].epoch < epoch)
-            release(st, i);
-    }
+    st->acked = epoch;
+    release_old(st);
 }
 
 uint64_t store_bytes(const struct store *st)

@@ -44,6 +44,7 @@ struct store {
     bool full;
     bool in_epoch;
     uint64_t epoch;          /* being received */
+    uint64_t acked;          /* the last: its slot is kept, for its device state */
     uint64_t epoch_pages, epoch_state;
     uint64_t sync_pages;     /* of the FULL epoch so far, for progress */
     struct wire_digest digest;
@@ -82,7 +83,7 @@ void store_applying(struct store *st, unsigned slot, bool part);
 /** QEMU has applied it. @return its epoch if a whole one was applied, 0 for a part */
 uint64_t store_applied(struct store *st, unsigned slot);
 
-/** Epoch N was acked: slots of older epochs that are applied become free. */
+/** Epoch N was acked: slots of older epochs become free as soon as they are applied. */
 void store_acked(struct store *st, uint64_t epoch);
 
 /** @return bytes of page content held in all slots */

@@ -270,6 +270,26 @@ static void busy_when_all_slots_wait_and_goes_on_after(void **state)
     assert_int_equal(said, STORE_TAKEN);
 }
 
+/* Acks may all come before the first apply is done: then nobody acks again until a slot is free. */
+static void slots_applied_after_their_acks_become_free(void **state)
+{
+    struct fixture *f = *state;
+    enum store_said said = STORE_TAKEN;
+    unsigned slot[STORE_SLOTS + 1];
+
+    for (unsigned i = 0; i < STORE_SLOTS; i++) {
+        whole_epoch(f, i + 1, 1, &slot[i]);
+        store_applying(&f->store, slot[i], false);
+        store_acked(&f->store, i + 1);
+    }
+    for (unsigned i = 0; i < STORE_SLOTS; i++)
+        assert_int_equal(store_applied(&f->store, slot[i]), i + 1);
+    assert_int_equal(begin(f, STORE_SLOTS + 1, false), 0);
+    assert_int_equal(page(f, STORE_SLOTS + 1, 0, 1, 1, &said, &slot[STORE_SLOTS]), 0);
+    assert_int_equal(said, STORE_TAKEN);
+    assert_int_equal(store_find(&f->store, STORE_SLOTS), (int)slot[STORE_SLOTS - 1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -281,6 +301,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(every_page_twice_fits, setup, teardown),
         cmocka_unit_test_setup_teardown(the_last_acked_epoch_is_kept_for_its_state, setup, teardown),
         cmocka_unit_test_setup_teardown(busy_when_all_slots_wait_and_goes_on_after, setup, teardown),
+        cmocka_unit_test_setup_teardown(slots_applied_after_their_acks_become_free, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
