@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """labdaemon.py - command lines of polluxd and witness, and talking to a polluxd (docs/CONTROL.md)
 
-Owns the connection to a control socket, each wait with a deadline. The sockets are in the file system,
-so the daemon of any host can be asked from anywhere.
+Owns the connection to a control socket, each wait with a deadline. The sockets are in the file
+system, so the daemon of any host can be asked from anywhere.
 """
 import json
 import os
@@ -18,15 +18,30 @@ VM = "guest"
 
 def check_programs():
     """Names what is missing before anything is started."""
-    for name, variable in (("polluxd", "POLLUX_POLLUXD"), ("witness", "POLLUX_WITNESS"), ("pollux", "POLLUX_CLI")):
+    for name, variable in (
+        ("polluxd", "POLLUX_POLLUXD"),
+        ("witness", "POLLUX_WITNESS"),
+        ("pollux", "POLLUX_CLI"),
+    ):
         labqemu.program(name, variable)
 
 
 def polluxd_argv(host, options, directory):
-    argv = [labqemu.program("polluxd", "POLLUX_POLLUXD"), "--vm", VM, "--qmp", f"{directory}/qmp-pollux.sock",
-            "--control", f"{directory}/control.sock", "--state-dir", f"{directory}/state",
-            "--listen", f"{labnet.REP[host]}:{labnet.REPLICATION_PORT}",
-            "--arbiter", f"witness:{labnet.REP['witness']}:{labnet.WITNESS_PORT}"]
+    argv = [
+        labqemu.program("polluxd", "POLLUX_POLLUXD"),
+        "--vm",
+        VM,
+        "--qmp",
+        f"{directory}/qmp-pollux.sock",
+        "--control",
+        f"{directory}/control.sock",
+        "--state-dir",
+        f"{directory}/state",
+        "--listen",
+        f"{labnet.REP[host]}:{labnet.REPLICATION_PORT}",
+        "--arbiter",
+        f"witness:{labnet.REP['witness']}:{labnet.WITNESS_PORT}",
+    ]
     if options["peer_timeout_ms"] is not None:
         argv += ["--peer-timeout-ms", str(options["peer_timeout_ms"])]
     if options["unsafe_no_hold"]:
@@ -35,8 +50,13 @@ def polluxd_argv(host, options, directory):
 
 
 def witness_argv(directory):
-    return [labqemu.program("witness", "POLLUX_WITNESS"), "--listen", f"{labnet.REP['witness']}:{labnet.WITNESS_PORT}",
-            "--state-dir", f"{directory}/state"]
+    return [
+        labqemu.program("witness", "POLLUX_WITNESS"),
+        "--listen",
+        f"{labnet.REP['witness']}:{labnet.WITNESS_PORT}",
+        "--state-dir",
+        f"{directory}/state",
+    ]
 
 
 def peer_address(host):
@@ -74,7 +94,9 @@ class Control:
         self.sock.sendall(json.dumps({"cmd": cmd, **arguments}).encode() + b"\n")
         answer = self.line(time.monotonic() + self.timeout_s)
         if not answer.get("ok"):
-            raise LabError(f"polluxd refused {cmd}: {answer.get('error', answer)} (code {answer.get('code')})")
+            raise LabError(
+                f"polluxd refused {cmd}: {answer.get('error', answer)} (code {answer.get('code')})"
+            )
         return answer.get("result")
 
 
@@ -102,12 +124,17 @@ def wait_status(directory, good, what, timeout_s, progress=None):
             if good(seen):
                 return seen
             if time.monotonic() > deadline:
-                raise LabError(f"polluxd did not become {what} within {timeout_s:g} s: it is '{seen.get('state')}' "
-                               f"({seen.get('reason')})")
+                raise LabError(
+                    f"polluxd did not become {what} within {timeout_s:g} s: it is "
+                    f"'{seen.get('state')}' "
+                    f"({seen.get('reason')})"
+                )
             try:
                 # An event, or half a second for what has no event (the percentage of the sync).
                 events._reader.line(min(deadline, time.monotonic() + 0.5))
             except TimeoutError:
                 pass
             except OSError as error:
-                raise LabError(f"polluxd in {directory} ended while it was to become {what}: {error}") from None
+                raise LabError(
+                    f"polluxd in {directory} ended while it was to become {what}: {error}"
+                ) from None

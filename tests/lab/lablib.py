@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """lablib.py - one lab: hosts a, b, witness and client, with everything that runs in them
 
-Theory of operation. A host is a network namespace (labnet.py), a folder in the run directory and the
-processes inside the namespace. `up` writes down each thing before or as it makes it (labstate.py), so
-that `down`, from another process and also after a crash, finds all of it: processes by namespace and by
-(pid, start time), namespaces by the lab's name.
+Theory of operation. A host is a network namespace (labnet.py), a folder in the run directory and
+the processes inside the namespace. `up` writes down each thing before or as it makes it
+(labstate.py), so that `down`, from another process and also after a crash, finds all of it:
+processes by namespace and by (pid, start time), namespaces by the lab's name.
 
-A power loss takes the host's switch ports down first, so that no FIN or RST leaves, and then kills every
-process in it. `start` gives the host a new namespace, since a kernel that was off remembers no sockets;
-its folder (disk, state of polluxd) stays, as a disk would.
+A power loss takes the host's switch ports down first, so that no FIN or RST leaves, and then kills
+every process in it. `start` gives the host a new namespace, since a kernel that was off remembers
+no sockets; its folder (disk, state of polluxd) stays, as a disk would.
 
 Owns everything named here. Never touches the root namespace, nor any process outside its own.
 """
 import os
-import select
 import shutil
 import signal
-import socket
 import sys
 import time
 
@@ -25,19 +23,35 @@ import labnet
 import labproc
 import labqemu
 import labqmp
+import labready
 from labstate import GUEST_HOSTS, HOSTS, LabError, State, boot_id
 
 DEFAULTS = {
-    "accel": "tcg", "machine": "pc", "memory": None, "smp": 1, "nics": 1, "workload": "redis", "disk": "none",
-    "qemu": None, "device": [], "append": [], "polluxd_arg": [],
-    "standby_memory": None, "standby_machine": None, "standby_smp": None, "standby_nics": None, "standby_qemu": None,
+    "accel": "tcg",
+    "machine": "pc",
+    "memory": None,
+    "smp": 1,
+    "nics": 1,
+    "workload": "redis",
+    "disk": "none",
+    "qemu": None,
+    "device": [],
+    "append": [],
+    "polluxd_arg": [],
+    "standby_memory": None,
+    "standby_machine": None,
+    "standby_smp": None,
+    "standby_nics": None,
+    "standby_qemu": None,
     "standby_device": [],
-    "no_pollux": False, "no_guest": False, "unsafe_no_hold": False, "peer_timeout_ms": None, "pair": False,
-    "ready_timeout": 120.0, "pair_timeout": 120.0,
+    "no_pollux": False,
+    "no_guest": False,
+    "unsafe_no_hold": False,
+    "peer_timeout_ms": None,
+    "pair": False,
+    "ready_timeout": 120.0,
+    "pair_timeout": 120.0,
 }
-SOCKET_DEADLINE_S = 20
-FAILED_MARKS = (b"POLLUX-GUEST-FAILED", b"Kernel panic")
-READY_MARK = b"POLLUX-GUEST-READY"
 
 
 def need_root():
@@ -46,14 +60,41 @@ def need_root():
 
 
 def become_root():
-    """Runs this same command again through sudo when we are not root; the variables we know of go along."""
+    """Runs this same command again through sudo when we are not root; the variables we know of go
+    along.
+    """
     if os.geteuid() == 0:
         return
     if not shutil.which("sudo"):
         raise LabError("the lab makes network namespaces and needs root, and there is no sudo")
-    known = ("XDG_RUNTIME_DIR", "PATH", "ROUNDS", "WORKLOAD", "SEED", "UNSAFE", "ACCEL", "MACHINE", "MEMORY", "PEER_TIMEOUT_MS")
-    carried = [f"{key}={value}" for key, value in os.environ.items() if key in known or key.startswith("POLLUX_")]
-    os.execvp("sudo", ["sudo", "env", *carried, sys.executable, *map(os.path.abspath, sys.argv[:1]), *sys.argv[1:]])
+    known = (
+        "XDG_RUNTIME_DIR",
+        "PATH",
+        "ROUNDS",
+        "WORKLOAD",
+        "SEED",
+        "UNSAFE",
+        "ACCEL",
+        "MACHINE",
+        "MEMORY",
+        "PEER_TIMEOUT_MS",
+    )
+    carried = [
+        f"{key}={value}"
+        for key, value in os.environ.items()
+        if key in known or key.startswith("POLLUX_")
+    ]
+    os.execvp(
+        "sudo",
+        [
+            "sudo",
+            "env",
+            *carried,
+            sys.executable,
+            *map(os.path.abspath, sys.argv[:1]),
+            *sys.argv[1:],
+        ],
+    )
 
 
 class Progress:
@@ -65,7 +106,9 @@ class Progress:
 
     def __call__(self, text):
         if not self.quiet:
-            print(f"lab: {time.monotonic() - self.begin:5.1f} s  {text}", file=sys.stderr, flush=True)
+            print(
+                f"lab: {time.monotonic() - self.begin:5.1f} s  {text}", file=sys.stderr, flush=True
+            )
 
 
 class Lab:
@@ -84,7 +127,9 @@ class Lab:
 
     @classmethod
     def make(cls, name=None, directory=None, progress=None, **options):
-        """Makes a lab and waits until its guest is ready; on any failure, also Ctrl-C, nothing is left."""
+        """Makes a lab and waits until its guest is ready; on any failure, also Ctrl-C, nothing is
+        left.
+        """
         need_root()
         unknown = set(options) - set(DEFAULTS)
         if unknown:
@@ -98,7 +143,11 @@ class Lab:
         if not options["no_guest"]:
             for host in GUEST_HOSTS:  # before anything is made: what is missing?
                 labqemu.qemu_program(labqemu.side_options(options, host).get("qemu"))
-            for file in ("bootsector.img",) if options["workload"] == "bootsector" else ("vmlinuz", "initrd.img"):
+            for file in (
+                ("bootsector.img",)
+                if options["workload"] == "bootsector"
+                else ("vmlinuz", "initrd.img")
+            ):
                 labqemu.guest_file(file)
             options["append"] = [*labqemu.clock_words(options), *options["append"]]
         if not options["no_pollux"]:
@@ -115,7 +164,9 @@ class Lab:
         return lab
 
     def _keep_logs(self, error):
-        """The logs of a lab that failed are what its user needs: they go to another folder before down()."""
+        """The logs of a lab that failed are what its user needs: they go to another folder before
+        down().
+        """
         kept = os.path.join("/tmp", f"pollux-lab-{self.name}-failed-{os.getpid()}")
         try:
             os.mkdir(kept, 0o700)
@@ -126,14 +177,16 @@ class Lab:
             folder = self.path(host)
             for entry in os.listdir(folder) if os.path.isdir(folder) else ():
                 if entry.endswith((".log", ".args")):
-                    shutil.copyfile(os.path.join(folder, entry), os.path.join(kept, f"{host}-{entry}"))
+                    shutil.copyfile(
+                        os.path.join(folder, entry), os.path.join(kept, f"{host}-{entry}")
+                    )
                     count += 1
         if not count:
             os.rmdir(kept)
             return error
         return LabError(f"{error}\nThe logs of this lab are kept in {kept}")
 
-    # --- names and records -------------------------------------------------------------------------
+    # --- names and records ------------------------------------------------------------------------
 
     def path(self, host, *parts):
         return os.path.join(self.directory, host, *parts)
@@ -150,8 +203,11 @@ class Lab:
 
     def records(self, host, role=None):
         """Records of the host's processes that we started and that still run."""
-        return [r for r in self.state.read()["processes"]
-                if r["host"] == host and role in (None, r["role"]) and labproc.alive(r)]
+        return [
+            r
+            for r in self.state.read()["processes"]
+            if r["host"] == host and role in (None, r["role"]) and labproc.alive(r)
+        ]
 
     def check_host(self, host, among=HOSTS):
         if host not in among:
@@ -165,12 +221,16 @@ class Lab:
             # The process starts under the lock: `down` either sees it or prevents it.
             if state["phase"] == "ending":
                 raise LabError("the lab is being taken down")
-            pid, start = labproc.spawn(self.space(host), argv, os.path.join(directory, f"{role}.log"), directory)
+            pid, start = labproc.spawn(
+                self.space(host), argv, os.path.join(directory, f"{role}.log"), directory
+            )
             record = {"host": host, "role": role, "pid": pid, "start": start}
-            state["processes"] = [r for r in state["processes"] if (r["host"], r["role"]) != (host, role)] + [record]
+            state["processes"] = [
+                r for r in state["processes"] if (r["host"], r["role"]) != (host, role)
+            ] + [record]
         return record
 
-    # --- up ----------------------------------------------------------------------------------------
+    # --- up ---------------------------------------------------------------------------------------
 
     def _up(self, options):
         with self.state.change() as state:
@@ -179,7 +239,9 @@ class Lab:
         for host in HOSTS:
             os.mkdir(self.path(host), 0o700)
             self._add_host(host)
-        self.progress(f"lab '{self.name}' in {self.directory}: switch and hosts {', '.join(HOSTS)} are there")
+        self.progress(
+            f"lab '{self.name}' in {self.directory}: switch and hosts {', '.join(HOSTS)} are there"
+        )
         if not options["no_pollux"]:
             self._start_witness()
         if not options["no_guest"]:
@@ -188,7 +250,7 @@ class Lab:
             if not options["no_pollux"]:
                 for host in GUEST_HOSTS:
                     self._start_polluxd(host)
-            self.wait_guest_ready("a", options["ready_timeout"])
+            labready.wait_guest_ready(self, "a", options["ready_timeout"])
         if options["pair"]:
             self.pair("a", options["pair_timeout"])
         with self.state.change() as state:
@@ -201,17 +263,27 @@ class Lab:
 
     def _nics(self, host):
         options = self.options
-        return labqemu.side_options(options, host)["nics"] if host in GUEST_HOSTS else options["nics"]
+        return (
+            labqemu.side_options(options, host)["nics"] if host in GUEST_HOSTS else options["nics"]
+        )
 
     def _start_qemu(self, host, standby):
         options = labqemu.side_options(self.options, host)
         directory = self.path(host)
         for socket_name in ("serial", "qmp-pollux", "qmp-test"):
             remove_if_there(os.path.join(directory, f"{socket_name}.sock"))
-        record = self._spawn(host, "qemu", labqemu.command_line(self.name, host, options, directory, standby))
+        record = self._spawn(
+            host, "qemu", labqemu.command_line(self.name, host, options, directory, standby)
+        )
         for socket_name in ("qmp-pollux", "qmp-test", "serial"):
             self._wait_socket(record, os.path.join(directory, f"{socket_name}.sock"))
-        self.progress(f"{host}: QEMU runs, pid {record['pid']}" + (" (standby, not executing)" if standby else ""))
+        self.progress(
+            f"{host}: QEMU runs, pid {record['pid']}"
+            + (" (standby, not executing)" if standby else "")
+        )
+
+    def _wait_socket(self, record, path):
+        labready.wait_socket(self, record, path)
 
     def _start_polluxd(self, host):
         directory = self.path(host)
@@ -224,112 +296,19 @@ class Lab:
         directory = self.path("witness")
         os.makedirs(os.path.join(directory, "state"), 0o700, exist_ok=True)
         record = self._spawn("witness", "witness", labdaemon.witness_argv(directory))
-        self._wait_port(record, labnet.REP["witness"], labnet.WITNESS_PORT)
+        labready.wait_port(self, record, labnet.REP["witness"], labnet.WITNESS_PORT)
         self.progress(f"witness: runs, pid {record['pid']}")
 
-    def _log(self, record):
-        return self.path(record["host"], f"{record['role']}.log")
-
-    def _wait_until(self, record, ready, what):
-        """Polls ready() until it is true, ended at once when the process dies."""
-        deadline = time.monotonic() + SOCKET_DEADLINE_S
-        log = self._log(record)
-        fd = pidfd(record)
-        try:
-            while not ready():
-                left = deadline - time.monotonic()
-                if fd < 0 or select.select([fd], [], [], min(0.01, max(0.0, left)))[0]:
-                    raise LabError(f"{record['role']} on host {record['host']} ended before {what}. "
-                                   f"The end of {log}:\n{labproc.tail(log)}")
-                if left <= 0:
-                    raise LabError(f"{record['role']} on host {record['host']}: no {what} after {SOCKET_DEADLINE_S} s. "
-                                   f"The end of {log}:\n{labproc.tail(log)}")
-        finally:
-            if fd >= 0:
-                os.close(fd)
-
-    def _wait_socket(self, record, path):
-        self._wait_until(record, lambda: listening(record["pid"], path), f"it listened on {path}")
-
-    def _wait_port(self, record, address, port):
-        def answers():
-            try:
-                labnet.in_namespace(self.space(record["host"]), lambda: socket.create_connection((address, port), 1)).close()
-                return True
-            except OSError:
-                return False
-
-        self._wait_until(record, answers, f"it listened on {address}:{port}")
-
-    def wait_guest_ready(self, host, timeout_s):
-        """Waits for the guest's own word that its service answers (boot sector: for its first frame)."""
-        options = self.options
-        if options["workload"] == "bootsector":
-            return self._wait_first_frame(host, timeout_s)
-        begin = time.monotonic()
-        log = self.path(host, "serial.log")
-        record = self.records(host, "qemu")
-        fd = pidfd(record[0]) if record else -1
-        if fd < 0:
-            raise LabError(f"QEMU on host {host} ended. The end of {self.path(host, 'qemu.log')}:\n"
-                           f"{labproc.tail(self.path(host, 'qemu.log'))}")
-        # The console socket only tells when to look: what counts is the log, which has everything.
-        console = labqmp.connect_unix(self.path(host, "serial.sock"), begin + SOCKET_DEADLINE_S)
-        said = begin
-        try:
-            while True:
-                with open(log, "rb") as file:
-                    text = file.read()
-                if READY_MARK in text.rpartition(b"\n")[0]:
-                    break
-                now = time.monotonic()
-                bad = next((mark for mark in FAILED_MARKS if mark in text), None)
-                if bad or now - begin > timeout_s:
-                    why = f"said {bad.decode()}" if bad else f"was not ready after {timeout_s:g} s"
-                    raise LabError(f"the guest on host {host} {why}. The end of {log}:\n{labproc.tail(log)}")
-                if now - said >= 5:
-                    self.progress(f"{host}: guest boots ({now - begin:.0f} s)")
-                    said = now
-                ready = select.select([fd, console], [], [], 0.5)[0]
-                if fd in ready:
-                    raise LabError(f"QEMU on host {host} ended while the guest booted. The end of "
-                                   f"{self.path(host, 'qemu.log')}:\n{labproc.tail(self.path(host, 'qemu.log'))}")
-                if console in ready and not console.recv(65536):
-                    raise LabError(f"the guest's console on host {host} was closed (see {log})")
-        finally:
-            os.close(fd)
-            console.close()
-        line = [x for x in text.decode("utf-8", "replace").splitlines() if READY_MARK.decode() in x][-1]
-        self.progress(f"{host}: guest is ready ({line.strip()})")
-
-    def _wait_first_frame(self, host, timeout_s):
-        mac = bytes.fromhex(labnet.guest_mac().replace(":", ""))
-        log = self.path(host, "qemu.log")
-        record = self.records(host, "qemu")
-        fd = pidfd(record[0]) if record else -1
-        sock = labnet.packet_socket(self.space("client"), "lan0")
-        deadline = time.monotonic() + timeout_s
-        try:
-            while True:
-                left = deadline - time.monotonic()
-                ready = select.select([sock] + ([fd] if fd >= 0 else []), [], [], max(0.0, left))[0]
-                if fd < 0 or fd in ready:
-                    raise LabError(f"QEMU on host {host} ended before the first frame. The end of {log}:\n{labproc.tail(log)}")
-                if not ready:
-                    raise LabError(f"no frame from the guest within {timeout_s:g} s. The end of {log}:\n{labproc.tail(log)}")
-                if sock.recv(64)[6:12] == mac:
-                    break
-        finally:
-            sock.close()
-            if fd >= 0:
-                os.close(fd)
-        self.progress(f"{host}: guest is ready (first frame on the client's network)")
-
-    # --- the pair ----------------------------------------------------------------------------------
+    # --- the pair ---------------------------------------------------------------------------------
 
     def pollux(self, host, *arguments):
         """argv of the pollux CLI for a host's daemon."""
-        return [labqemu.program("pollux", "POLLUX_CLI"), "--control", self.path(host, "control.sock"), *arguments]
+        return [
+            labqemu.program("pollux", "POLLUX_CLI"),
+            "--control",
+            self.path(host, "control.sock"),
+            *arguments,
+        ]
 
     def status_of(self, host, timeout_s=5):
         return labdaemon.status(self.path(host), timeout_s)
@@ -340,17 +319,23 @@ class Lab:
         shown = [None]
 
         def show(status):
-            text = status.get("state") + (f" {status['sync_percent']} %" if status.get("state") == "syncing" else "")
+            text = status.get("state") + (
+                f" {status['sync_percent']} %" if status.get("state") == "syncing" else ""
+            )
             if text != shown[0]:
                 self.progress(f"{host}: {text}")
                 shown[0] = text
 
-        return labdaemon.wait_status(self.path(host), lambda s: s.get("protected"), "protected", timeout_s, show)
+        return labdaemon.wait_status(
+            self.path(host), lambda s: s.get("protected"), "protected", timeout_s, show
+        )
 
-    # --- faults ------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------
 
     def kill(self, host):
-        """Power loss: links down first, then every process killed. Returns the moments, monotonic ns."""
+        """Power loss: links down first, then every process killed. Returns the moments, monotonic
+        ns.
+        """
         self.check_host(host)
         with self.state.change() as state:
             if state["power"].get(host) in (None, "off"):
@@ -365,7 +350,13 @@ class Lab:
         # What the dead kernel's sockets still have to say goes nowhere; let it forget them soon.
         labnet.sysctl_in(self.space(host), {"net/ipv4/tcp_orphan_retries": 1})
         self._apply_rules()
-        return {"host": host, "monotonic_ns": begin, "link_down_ns": link_down, "killed_ns": killed, "pids": pids}
+        return {
+            "host": host,
+            "monotonic_ns": begin,
+            "link_down_ns": link_down,
+            "killed_ns": killed,
+            "pids": pids,
+        }
 
     def start(self, host):
         """Power on: a new namespace, and the host's programs; a guest host comes back as a standby."""
@@ -392,7 +383,9 @@ class Lab:
         self.check_host(host)
         with self.state.change() as state:
             if state["power"].get(host) != "on":
-                raise LabError(f"host {host} is {state['power'].get(host)}: only a running host can be paused")
+                raise LabError(
+                    f"host {host} is {state['power'].get(host)}: only a running host can be paused"
+                )
             state["power"][host] = "stopped" if processes_only else "paused"
         self._apply_rules()
         begin = time.monotonic_ns()
@@ -443,7 +436,7 @@ class Lab:
             with self.state.change() as state:
                 state["rules"] = bool(state["cuts"] or silent)
 
-    # --- looking -----------------------------------------------------------------------------------
+    # --- looking ----------------------------------------------------------------------------------
 
     def qmp(self, host, timeout_s=10):
         """A connection to the host's QEMU (its QMP socket for tests)."""
@@ -460,22 +453,38 @@ class Lab:
         state = self.state.read()
         spaces = labnet.namespaces()
         inside = labproc.in_any_host([self.space(host) for host in HOSTS])
-        result = {"version": 1, "name": self.name, "directory": self.directory, "phase": state["phase"],
-                  "options": state["options"], "cuts": state["cuts"], "switch": labnet.namespace(self.name, "sw"),
-                  "guest": {"addresses": [labnet.guest_ip(i) for i in range(state["options"].get("nics", 0))],
-                            "addresses6": [labnet.guest_ip6(i) for i in range(state["options"].get("nics", 0))],
-                            "macs": [labnet.guest_mac(i) for i in range(state["options"].get("nics", 0))]},
-                  "hosts": {}}
+        result = {
+            "version": 1,
+            "name": self.name,
+            "directory": self.directory,
+            "phase": state["phase"],
+            "options": state["options"],
+            "cuts": state["cuts"],
+            "switch": labnet.namespace(self.name, "sw"),
+            "guest": {
+                "addresses": [labnet.guest_ip(i) for i in range(state["options"].get("nics", 0))],
+                "addresses6": [labnet.guest_ip6(i) for i in range(state["options"].get("nics", 0))],
+                "macs": [labnet.guest_mac(i) for i in range(state["options"].get("nics", 0))],
+            },
+            "hosts": {},
+        }
         for host in HOSTS:
             space = self.space(host)
             records = [r for r in state["processes"] if r["host"] == host]
             folder = self.path(host)
-            entry = {"power": state["power"].get(host, "none"), "namespace": space, "exists": space in spaces,
-                     "links": labnet.links(space) if space in spaces else [],
-                     "processes": [{**r, "alive": labproc.alive(r)} for r in records],
-                     "pids": inside.get(space, []),
-                     "sockets": sorted(os.path.join(folder, x) for x in os.listdir(folder) if x.endswith(".sock"))
-                     if os.path.isdir(folder) else []}
+            entry = {
+                "power": state["power"].get(host, "none"),
+                "namespace": space,
+                "exists": space in spaces,
+                "links": labnet.links(space) if space in spaces else [],
+                "processes": [{**r, "alive": labproc.alive(r)} for r in records],
+                "pids": inside.get(space, []),
+                "sockets": sorted(
+                    os.path.join(folder, x) for x in os.listdir(folder) if x.endswith(".sock")
+                )
+                if os.path.isdir(folder)
+                else [],
+            }
             if host in GUEST_HOSTS and entry["power"] == "on":
                 entry["guest"] = self._ask(lambda h=host: self._guest_status(h))
                 if not state["options"].get("no_pollux"):
@@ -494,10 +503,12 @@ class Lab:
         except (LabError, OSError) as error:
             return {"error": str(error)}
 
-    # --- down --------------------------------------------------------------------------------------
+    # --- down -------------------------------------------------------------------------------------
 
     def down(self):
-        """Ends everything of this lab; may be called again, and by another process than the one that made it."""
+        """Ends everything of this lab; may be called again, and by another process than the one
+        that made it.
+        """
         errors = []
 
         def attempt(function, *arguments):
@@ -527,7 +538,11 @@ class Lab:
         attempt(labnet.delete_namespace, self.space("sw"))
         labproc.reap()
         if errors:
-            raise LabError("the lab is not quite down: " + "; ".join(errors) + f". Its state is kept in {self.directory}")
+            raise LabError(
+                "the lab is not quite down: "
+                + "; ".join(errors)
+                + f". Its state is kept in {self.directory}"
+            )
         self.state.remove()
 
 
@@ -552,33 +567,6 @@ def interrupt_on_signals():
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-
-
-def listening(pid, path):
-    """Does a process's host listen on this unix socket? Looks without connecting, since a connection is an event to QEMU."""
-    if not os.path.exists(path):
-        return False
-    try:
-        with open(f"/proc/{pid}/net/unix", encoding="utf-8", errors="replace") as file:
-            lines = file.readlines()
-    except OSError:
-        return False
-    for line in lines[1:]:
-        fields = line.rstrip("\n").split(maxsplit=7)
-        # Flags 00010000: SO_ACCEPTCON
-        if len(fields) == 8 and fields[7] == path and int(fields[3], 16) & 0x10000:
-            return True
-    return False
-
-
-def pidfd(record):
-    """A pidfd of a recorded process, or -1 when it is gone."""
-    if not labproc.alive(record):
-        return -1
-    try:
-        return os.pidfd_open(record["pid"])
-    except ProcessLookupError:
-        return -1
 
 
 def remove_if_there(path):

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""labnet.py - the lab's networks: hosts are network namespaces, switches are bridges in one of their own
+"""labnet.py - the lab's networks: hosts are network namespaces, switches are bridges
 
 Theory of operation. Nothing is made in the root namespace, so labs never meet each other nor the
 machine's own network, and the addresses may be the same in each lab:
 
     plx-NAME-sw       bridge `lan` with ports lan-a lan-b lan-client        the guest's network
                       bridge `rep` with ports rep-a rep-b rep-witness       the replication network
-    plx-NAME-a, -b    br0 (10.77.0.1 / .2) = lan0 + tap0..tapN, as on a hypervisor host;  rep0 (10.78.0.1 / .2)
+    plx-NAME-a, -b    br0 (10.77.0.1 / .2) = lan0 + tap0..tapN, as on a hypervisor host
+                      rep0 (10.78.0.1 / .2)
     plx-NAME-witness  rep0 (10.78.0.3)
     plx-NAME-client   lan0 (10.77.0.100, fd77::100)
 
-All NICs of the guest are on the one guest network, but NIC i has a subnet of its own, 10.77.i.10/24 and
-fd77:0:0:i::10/64, and the client an address (.100) in each. Bridges run without STP, forward delay and
-multicast snooping: a frame from a new place moves a MAC address at once, and so does a port that goes
-down. Cuts are nftables rules of the bridge family in the switch namespace, by pair of ports: they stop
-every frame, ARP and broadcasts too, and no one is told.
+All NICs of the guest are on the one guest network, but NIC i has a subnet of its own,
+10.77.i.10/24 and fd77:0:0:i::10/64, and the client an address (.100) in each. Bridges run without
+STP, forward delay and multicast snooping: a frame from a new place moves a MAC address at once,
+and so does a port that goes down. Cuts are nftables rules of the bridge family in the switch
+namespace, by pair of ports: they stop every frame, ARP and broadcasts too, and no one is told.
 
 Owns: namespaces, links, rules. Never starts or ends a process (see labproc.py).
 """
@@ -70,9 +71,18 @@ def namespace_path(name):
 def run(argv, text=None, check=True):
     """Runs a short tool (ip, nft, sysctl); raises LabError with what it said."""
     try:
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S, check=False)
+        done = subprocess.run(
+            argv,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_DEADLINE_S,
+            check=False,
+        )
     except FileNotFoundError:
-        raise LabError(f"'{argv[0]}' is missing: run ci/install-deps (packages iproute2, nftables, util-linux)") from None
+        raise LabError(
+            f"'{argv[0]}' is missing: run ci/install-deps (packages iproute2, nftables, util-linux)"
+        ) from None
     except subprocess.TimeoutExpired:
         raise LabError(f"'{' '.join(argv)}' did not end in {COMMAND_DEADLINE_S} s") from None
     if check and done.returncode:
@@ -86,7 +96,8 @@ def ip_batch(space, lines):
 
 
 def in_namespace(space, function):
-    """Calls function() in a thread of this process that is inside the namespace; returns its result.
+    """Calls function() in a thread of this process that is inside the namespace; returns its
+    result.
 
     Sockets that it makes stay in that namespace. setns(2) with CLONE_NEWNET moves one thread only.
     """
@@ -138,20 +149,28 @@ def namespaces():
 
 def add_namespace(space):
     run(["ip", "netns", "add", space])
-    # Router solicitations, address detection and multicast reports would be noise on every test's wire,
-    # and a bridge that calls iptables hooks would only be slower.
-    sysctl_in(space, {
-        "net/ipv6/conf/default/disable_ipv6": 1, "net/ipv6/conf/default/accept_ra": 0,
-        "net/ipv6/conf/default/accept_dad": 0, "net/ipv6/conf/default/router_solicitations": 0,
-        "net/bridge/bridge-nf-call-iptables": 0, "net/bridge/bridge-nf-call-ip6tables": 0,
-        "net/bridge/bridge-nf-call-arptables": 0, "net/ipv4/conf/all/arp_notify": 1,
-    })
+    # Router solicitations, address detection and multicast reports would be noise on every test's
+    # wire, and a bridge that calls iptables hooks would only be slower.
+    sysctl_in(
+        space,
+        {
+            "net/ipv6/conf/default/disable_ipv6": 1,
+            "net/ipv6/conf/default/accept_ra": 0,
+            "net/ipv6/conf/default/accept_dad": 0,
+            "net/ipv6/conf/default/router_solicitations": 0,
+            "net/bridge/bridge-nf-call-iptables": 0,
+            "net/bridge/bridge-nf-call-ip6tables": 0,
+            "net/bridge/bridge-nf-call-arptables": 0,
+            "net/ipv4/conf/all/arp_notify": 1,
+        },
+    )
     ip_batch(space, ["link set lo up"])
 
 
 def delete_namespace(space):
     if space in namespaces():
-        # Sockets that a killed process left in FIN_WAIT would keep the namespace's memory for minutes.
+        # Sockets that a killed process left in FIN_WAIT would keep the namespace's memory for
+        # minutes.
         try:
             sysctl_in(space, {"net/ipv4/tcp_orphan_retries": 1})
         except OSError:
@@ -166,7 +185,10 @@ def add_switch(lab):
     add_namespace(space)
     lines = []
     for bridge in ("lan", "rep"):
-        lines += [f"link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0", f"link set {bridge} up"]
+        lines += [
+            f"link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+            f"link set {bridge} up",
+        ]
     ip_batch(space, lines)
 
 
@@ -176,7 +198,9 @@ def ports(host):
 
 
 def add_host(lab, host, nics):
-    """Makes a host's namespace and plugs it in, links up; taps for `nics` NICs on hosts that can run a guest."""
+    """Makes a host's namespace and plugs it in, links up; taps for `nics` NICs on hosts that can
+    run a guest.
+    """
     space, switch = namespace(lab, host), namespace(lab, "sw")
     add_namespace(space)
     lines = []
@@ -184,27 +208,45 @@ def add_host(lab, host, nics):
         net = port.split("-")[0]
         # A host's addresses stay its own when it is started again: its peers remember them.
         mac = f"02:00:00:{'77' if net == 'lan' else '78'}:01:{HOST_NUMBER[host]:02x}"
-        lines += [f"link add {port} type veth peer name {net}0 address {mac} netns {space}",
-                  f"link set {port} master {net}", f"link set {port} up"]
+        lines += [
+            f"link add {port} type veth peer name {net}0 address {mac} netns {space}",
+            f"link set {port} master {net}",
+            f"link set {port} up",
+        ]
     ip_batch(switch, lines)
     lines = []
     lan_device = "lan0"
     if host in ("a", "b"):
         lan_device = "br0"
         # An address of its own, so that the bridge does not take over a new port's.
-        lines += [f"link add br0 address 02:00:00:77:00:{HOST_NUMBER[host]:02x} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
-                  "link set lan0 master br0", "link set lan0 up"]
+        lines += [
+            f"link add br0 address 02:00:00:77:00:{HOST_NUMBER[host]:02x} type bridge stp_state "
+            f"0 forward_delay 0 mcast_snooping 0",
+            "link set lan0 master br0",
+            "link set lan0 up",
+        ]
         for i in range(nics):
-            lines += [f"tuntap add dev tap{i} mode tap", f"link set tap{i} master br0", f"link set tap{i} up"]
+            lines += [
+                f"tuntap add dev tap{i} mode tap",
+                f"link set tap{i} master br0",
+                f"link set tap{i} up",
+            ]
     ip_batch(space, lines or ["link set lo up"])
     lines = []
     if host in LAN:
         sysctl_in(space, {f"net/ipv6/conf/{lan_device}/disable_ipv6": 0})
-        lines += [f"link set {lan_device} addrgenmode none", f"link set {lan_device} up",
-                  f"addr add {LAN[host]}/24 dev {lan_device}", f"addr add {LAN6[host]}/64 dev {lan_device} nodad"]
+        lines += [
+            f"link set {lan_device} addrgenmode none",
+            f"link set {lan_device} up",
+            f"addr add {LAN[host]}/24 dev {lan_device}",
+            f"addr add {LAN6[host]}/64 dev {lan_device} nodad",
+        ]
     if host == "client":
         for i in range(1, max(nics, 1)):
-            lines += [f"addr add {subnet_ip(i, 100)}/24 dev lan0", f"addr add {subnet_ip6(i, 100)}/64 dev lan0 nodad"]
+            lines += [
+                f"addr add {subnet_ip(i, 100)}/24 dev lan0",
+                f"addr add {subnet_ip6(i, 100)}/64 dev lan0 nodad",
+            ]
     if host in REP:
         lines += ["link set rep0 up", f"addr add {REP[host]}/24 dev rep0"]
     ip_batch(space, lines)
@@ -221,41 +263,61 @@ def delete_host(lab, host):
 
 def set_power(lab, host, up):
     """The host's switch ports up or down. Down: the switch forgets the port's addresses at once."""
-    ip_batch(namespace(lab, "sw"), [f"link set {port} {'up' if up else 'down'}" for port in ports(host)])
+    ip_batch(
+        namespace(lab, "sw"), [f"link set {port} {'up' if up else 'down'}" for port in ports(host)]
+    )
 
 
 def pair_ports(one, other):
     """Pairs of switch ports that `one` and `other` talk through, one per network they share."""
-    return [(f"{net}-{one}", f"{net}-{other}")
-            for net, hosts in (("lan", LAN), ("rep", REP)) if one in hosts and other in hosts]
+    return [
+        (f"{net}-{one}", f"{net}-{other}")
+        for net, hosts in (("lan", LAN), ("rep", REP))
+        if one in hosts and other in hosts
+    ]
 
 
 def set_rules(lab, cuts, silent):
-    """Makes the switch block exactly these: pairs of hosts, and hosts that neither send nor receive."""
+    """Makes the switch block exactly these: pairs of hosts, and hosts that neither send nor
+    receive.
+    """
     rules = []
     for cut in cuts:
         for left, right in pair_ports(*cut):
-            rules += [f"iifname \"{left}\" oifname \"{right}\" counter drop", f"iifname \"{right}\" oifname \"{left}\" counter drop"]
+            rules += [
+                f"iifname \"{left}\" oifname \"{right}\" counter drop",
+                f"iifname \"{right}\" oifname \"{left}\" counter drop",
+            ]
     for host in silent:
         for port in ports(host):
             rules += [f"iifname \"{port}\" counter drop", f"oifname \"{port}\" counter drop"]
     text = ["table bridge cut", "delete table bridge cut"]
     if rules:
-        text += ["table bridge cut {", " chain forward {", "  type filter hook forward priority 0; policy accept;",
-                 *("  " + rule for rule in rules), " }", "}"]
+        text += [
+            "table bridge cut {",
+            " chain forward {",
+            "  type filter hook forward priority 0; policy accept;",
+            *("  " + rule for rule in rules),
+            " }",
+            "}",
+        ]
     space = namespace(lab, "sw")
     try:
         run(["nsenter", f"--net={namespace_path(space)}", "nft", "-f", "-"], "\n".join(text) + "\n")
     except LabError as error:
-        raise LabError(f"cannot change what the switch blocks: {error}. A cut needs the nft program and the kernel's "
-                       "nf_tables bridge family (module nft_meta_bridge or nf_tables_bridge)") from None
+        raise LabError(
+            f"cannot change what the switch blocks: {error}. A cut needs the nft program and the "
+            f"kernel's "
+            "nf_tables bridge family (module nft_meta_bridge or nf_tables_bridge)"
+        ) from None
 
 
 def packet_socket(space, interface, protocol=0x0003):
     """An AF_PACKET socket in a namespace, bound to an interface; all protocols unless told."""
 
     def make():
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+        # With a protocol from the start, bind() would take the socket off the wire for some ms.
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         sock.bind((interface, protocol))
         return sock
 
@@ -268,7 +330,12 @@ def links(space):
     for link in json.loads(run(["ip", "-n", space, "-json", "addr", "show"]) or "[]"):
         if link.get("ifname") in (None, "lo"):
             continue
-        result.append({"name": link["ifname"], "up": "LOWER_UP" in link["flags"] and "UP" in link["flags"],
-                       "mac": link.get("address"),
-                       "addresses": [f"{a['local']}/{a['prefixlen']}" for a in link.get("addr_info", [])]})
+        result.append(
+            {
+                "name": link["ifname"],
+                "up": "LOWER_UP" in link["flags"] and "UP" in link["flags"],
+                "mac": link.get("address"),
+                "addresses": [f"{a['local']}/{a['prefixlen']}" for a in link.get("addr_info", [])],
+            }
+        )
     return result

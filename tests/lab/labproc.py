@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """labproc.py - processes of a lab: started, recognised, waited for, ended
 
-A process is known by its pid and its start time (field 22 of /proc/PID/stat), so that a pid that was
-given to somebody else is never signalled, or by being inside one of the lab's network namespaces. Never
-looks for a process by its name.
+A process is known by its pid and its start time (field 22 of /proc/PID/stat), so that a pid that
+was given to somebody else is never signalled, or by being inside one of the lab's network
+namespaces. Never looks for a process by its name.
 """
 import os
 import select
@@ -56,7 +56,9 @@ def in_host(space):
             found = os.stat(f"/proc/{entry}/ns/net")
         except OSError:
             continue
-        if (found.st_dev, found.st_ino) == (identity.st_dev, identity.st_ino) and start_time(int(entry)) is not None:
+        if (found.st_dev, found.st_ino) == (identity.st_dev, identity.st_ino) and start_time(
+            int(entry)
+        ) is not None:
             pids.append(int(entry))
     return pids
 
@@ -139,10 +141,18 @@ def kill_record(record):
 
 
 def spawn(space, argv, log, directory):
-    """Starts a daemon in a namespace, in a session of its own, output to a log file. Returns (pid, start)."""
+    """Starts a daemon in a namespace, in a session of its own, output to a log file. Returns (pid,
+    start).
+    """
     with open(log, "ab", buffering=0) as out:
-        child = subprocess.Popen(["nsenter", f"--net={labnet.namespace_path(space)}", *argv], stdin=subprocess.DEVNULL,
-                                 stdout=out, stderr=out, cwd=directory, start_new_session=True)
+        child = subprocess.Popen(
+            ["nsenter", f"--net={labnet.namespace_path(space)}", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=directory,
+            start_new_session=True,
+        )
     child.returncode = 0  # it may outlive this command; if not, reap() collects it
     _children.add(child.pid)
     return child.pid, start_time(child.pid)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """labqemu.py - where the lab's programs are, and the QEMU command line of a host's guest
 
-Owns the choice of devices: nothing that was not asked for (-nodefaults), one serial port, virtio-net on
-taps without vhost, and a virtio-blk disk when one is wanted. The boot-sector guest has an NE2000 in place
-of virtio-net and boots from its disk. Starts nothing itself.
+Owns the choice of devices: nothing that was not asked for (-nodefaults), one serial port,
+virtio-net on taps without vhost, and a virtio-blk disk when one is wanted. The boot-sector guest
+has an NE2000 in place of virtio-net and boots from its disk. Starts nothing itself.
 """
 import os
 import shutil
@@ -27,7 +27,11 @@ def build_dir():
 def program(name, variable):
     """Path of one of our own programs: the environment variable, else the build directory."""
     given = os.environ.get(variable)
-    places = [given] if given else [os.path.join(build_dir(), name), os.path.join(build_dir(), "bin", name)]
+    places = (
+        [given]
+        if given
+        else [os.path.join(build_dir(), name), os.path.join(build_dir(), "bin", name)]
+    )
     for path in places:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return os.path.abspath(path)
@@ -48,7 +52,9 @@ def guest_file(name):
     directory = os.environ.get("POLLUX_GUEST") or os.path.join(build_dir(), "guest")
     path = os.path.join(directory, name)
     if not os.path.isfile(path):
-        raise LabError(f"no guest file {path}: run 'make guest', or set POLLUX_GUEST to the folder that has it")
+        raise LabError(
+            f"no guest file {path}: run 'make guest', or set POLLUX_GUEST to the folder that has it"
+        )
     return os.path.abspath(path)
 
 
@@ -64,17 +70,31 @@ def side_options(options, host):
 
 
 def clock_words(options):
-    """Kernel words that a microvm needs under TCG: it has no timer to calibrate the time stamp counter with."""
-    if options["machine"] != "microvm" or options["accel"] != "tcg" or options["workload"] == "bootsector":
+    """Kernel words that a microvm needs under TCG: it has no timer to calibrate the time stamp
+    counter with.
+    """
+    if (
+        options["machine"] != "microvm"
+        or options["accel"] != "tcg"
+        or options["workload"] == "bootsector"
+    ):
         return []
     argv = [guest_file("tsckhz")]
     return [f"tsc_early_khz={int(labnet.run(argv))}"]
 
 
 def kernel_arguments(options):
-    words = ["console=ttyS0", "quiet", f"pollux.workload={options['workload']}", "pollux.hostname=guest"]
+    words = [
+        "console=ttyS0",
+        "quiet",
+        f"pollux.workload={options['workload']}",
+        "pollux.hostname=guest",
+    ]
     for i in range(options["nics"]):
-        words += [f"pollux.ip{i}={labnet.guest_ip(i)}/24", f"pollux.ip6_{i}={labnet.guest_ip6(i)}/64"]
+        words += [
+            f"pollux.ip{i}={labnet.guest_ip(i)}/24",
+            f"pollux.ip6_{i}={labnet.guest_ip6(i)}/64",
+        ]
     return " ".join(words + list(options["append"]))
 
 
@@ -101,25 +121,64 @@ def command_line(lab, host, options, directory, standby):
     argv = [qemu_program(options.get("qemu")), "-name", f"guest={lab}-{host},debug-threads=on"]
     for path in FIRMWARE:
         argv += ["-L", path]
-    argv += ["-nodefaults", "-no-user-config", "-display", "none", "-accel", options["accel"], "-M", options["machine"],
-             "-m", str(options["memory"]), "-smp", str(options["smp"])]
-    argv += ["-chardev", f"socket,id=serial0,path={directory}/serial.sock,server=on,wait=off,logfile={directory}/serial.log",
-             "-serial", "chardev:serial0"]
+    argv += [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-accel",
+        options["accel"],
+        "-M",
+        options["machine"],
+        "-m",
+        str(options["memory"]),
+        "-smp",
+        str(options["smp"]),
+    ]
+    argv += [
+        "-chardev",
+        f"socket,id=serial0,path={directory}/serial.sock,server=on,wait=off,"
+        f"logfile={directory}/serial.log",
+        "-serial",
+        "chardev:serial0",
+    ]
     for user in ("pollux", "test"):
-        argv += ["-chardev", f"socket,id=qmp-{user},path={directory}/qmp-{user}.sock,server=on,wait=off",
-                 "-mon", f"chardev=qmp-{user},mode=control"]
+        argv += [
+            "-chardev",
+            f"socket,id=qmp-{user},path={directory}/qmp-{user}.sock,server=on,wait=off",
+            "-mon",
+            f"chardev=qmp-{user},mode=control",
+        ]
     for i in range(options["nics"]):
         model = "ne2k_isa" if bootsector else f"virtio-net-{bus}"
-        argv += ["-netdev", f"tap,id=net{i},ifname=tap{i},script=no,downscript=no,vhost=off",
-                 "-device", f"{model},id=nic{i},netdev=net{i},mac={labnet.guest_mac(i)}"]
+        argv += [
+            "-netdev",
+            f"tap,id=net{i},ifname=tap{i},script=no,downscript=no,vhost=off",
+            "-device",
+            f"{model},id=nic{i},netdev=net{i},mac={labnet.guest_mac(i)}",
+        ]
     disk = make_disk(options, directory)
     if disk:
         ide = options["disk"] == "ide"
         read_only = "on" if options["disk"] in ("none", "ro") else "off"
-        argv += ["-blockdev", f"driver=raw,node-name=disk0,read-only={read_only},file.driver=file,file.filename={disk}",
-                 "-device", "ide-hd,id=blk0,drive=disk0,bus=ide.0,unit=0" if ide else f"virtio-blk-{bus},id=blk0,drive=disk0"]
+        argv += [
+            "-blockdev",
+            f"driver=raw,node-name=disk0,read-only={read_only},file.driver=file,"
+            f"file.filename={disk}",
+            "-device",
+            "ide-hd,id=blk0,drive=disk0,bus=ide.0,unit=0"
+            if ide
+            else f"virtio-blk-{bus},id=blk0,drive=disk0",
+        ]
     if not bootsector:
-        argv += ["-kernel", guest_file("vmlinuz"), "-initrd", guest_file("initrd.img"), "-append", kernel_arguments(options)]
+        argv += [
+            "-kernel",
+            guest_file("vmlinuz"),
+            "-initrd",
+            guest_file("initrd.img"),
+            "-append",
+            kernel_arguments(options),
+        ]
     for device in options["device"]:
         argv += ["-device", device]
     if standby:
@@ -138,6 +197,10 @@ def check(options):
         if side["disk"] == "ide" and side["machine"] != "pc":
             raise LabError("--disk ide needs --machine pc")
         if side["memory"] < (64 if side["workload"] == "bootsector" else 192):
-            raise LabError("--memory is too small: the Linux guest needs 192 MiB, the boot-sector guest 64")
+            raise LabError(
+                "--memory is too small: the Linux guest needs 192 MiB, the boot-sector guest 64"
+            )
     if options["accel"] == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        raise LabError("--accel kvm needs /dev/kvm, which this machine has not or does not let us use")
+        raise LabError(
+            "--accel kvm needs /dev/kvm, which this machine has not or does not let us use"
+        )

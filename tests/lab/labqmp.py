@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """labqmp.py - a small QMP client for tests and people, each wait with a deadline
 
-Owns one connection to QEMU's QMP socket for tests (polluxd has another). Bounded: a reply longer than
-MAX_LINE is refused. Not the product's client: that is qmp-client/, in C.
+Owns one connection to QEMU's QMP socket for tests (polluxd has another). Bounded: a reply longer
+than MAX_LINE is refused. Not the product's client: that is qmp-client/, in C.
 """
 import json
 import select
@@ -69,8 +69,10 @@ class Qmp:
             json.loads(self._reader.line(deadline))
         except TimeoutError:
             self.close()
-            raise LabError(f"QEMU did not greet on {path} within {timeout_s} s: another client holds this "
-                           "socket, or the host is paused") from None
+            raise LabError(
+                f"QEMU did not greet on {path} within {timeout_s} s: another client holds this "
+                "socket, or the host is paused"
+            ) from None
         except (OSError, ValueError) as error:
             self.close()
             raise LabError(f"{path} does not speak QMP: {error}") from None
@@ -117,7 +119,8 @@ class Qmp:
                 return message.get("return")
 
     def wait_event(self, name, timeout_s):
-        """The next event of that name, also one that came before; LabError when the time is over."""
+        """The next event of that name, also one that came before; LabError when the time is over.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             for i, event in enumerate(self.events):

@@ -19,7 +19,8 @@ HOSTS = ("a", "b", "witness", "client")
 GUEST_HOSTS = ("a", "b")
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,15}\Z")
 LOCK_DEADLINE_S = 30
-# sun_path holds 107 bytes and a NUL; the longest name below a run directory is "witness/qmp-pollux.sock".
+# sun_path holds 107 bytes and a NUL; the longest name below a run directory is
+# "witness/qmp-pollux.sock".
 RUN_DIR_MAX = 80
 
 
@@ -44,7 +45,7 @@ def known_labs():
     for entry in sorted(os.listdir(base_dir())):
         path = os.path.join(base_dir(), entry)
         if entry.startswith("pollux-lab-") and os.path.isdir(path):
-            labs[entry[len("pollux-lab-"):]] = path
+            labs[entry[len("pollux-lab-") :]] = path
     return labs
 
 
@@ -56,14 +57,18 @@ def find(name=None, directory=None):
     labs = known_labs()
     if name:
         if name not in labs:
-            raise LabError(f"no lab '{name}' in {base_dir()} (there are: {', '.join(labs) or 'none'}); "
-                           "a lab that was made with --dir needs --dir again")
+            raise LabError(
+                f"no lab '{name}' in {base_dir()} (there are: {', '.join(labs) or 'none'}); "
+                "a lab that was made with --dir needs --dir again"
+            )
         return labs[name]
     if len(labs) == 1:
         return next(iter(labs.values()))
     if not labs:
         raise LabError(f"no lab in {base_dir()}: make one with 'lab up', or name its --dir")
-    raise LabError(f"there are several labs ({', '.join(labs)}): choose one with --name or POLLUX_LAB")
+    raise LabError(
+        f"there are several labs ({', '.join(labs)}): choose one with --name or POLLUX_LAB"
+    )
 
 
 class State:
@@ -77,27 +82,45 @@ class State:
     def create(cls, name=None, directory=None):
         """Makes the run directory and a first state; the name is invented when none is given."""
         if name is not None and not NAME_PATTERN.match(name):
-            raise LabError(f"'{name}' is no lab name: 1 to 16 of a-z, 0-9 and '-', not starting with '-'")
+            raise LabError(
+                f"'{name}' is no lab name: 1 to 16 of a-z, 0-9 and '-', not starting with '-'"
+            )
         for _ in range(16):
             chosen = name or secrets.token_hex(2)
             path = os.path.abspath(directory or os.path.join(base_dir(), f"pollux-lab-{chosen}"))
             if len(path) > RUN_DIR_MAX:
-                raise LabError(f"the run directory {path} is longer than {RUN_DIR_MAX} bytes, too long for "
-                               "the unix sockets in it: choose a shorter --dir")
+                raise LabError(
+                    f"the run directory {path} is longer than {RUN_DIR_MAX} bytes, too long for "
+                    "the unix sockets in it: choose a shorter --dir"
+                )
             try:
                 os.mkdir(path, 0o700)
                 break
             except FileExistsError:
                 if name or directory:
-                    raise LabError(f"{path} exists already: is that lab still up? End it with "
-                                   f"'lab down {'--dir ' + path if directory else '--name ' + chosen}'") from None
+                    raise LabError(
+                        f"{path} exists already: is that lab still up? End it with "
+                        f"'lab down {'--dir ' + path if directory else '--name ' + chosen}'"
+                    ) from None
             except OSError as error:
                 raise LabError(f"cannot make {path}: {error.strerror}") from None
         else:
             raise LabError("no free lab name found: choose one with --name")
         state = cls(path)
-        state._write({"version": 1, "name": chosen, "boot_id": boot_id(), "created": time.time(), "phase": "starting",
-                      "owner_pid": os.getpid(), "options": {}, "power": {}, "processes": [], "cuts": []})
+        state._write(
+            {
+                "version": 1,
+                "name": chosen,
+                "boot_id": boot_id(),
+                "created": time.time(),
+                "phase": "starting",
+                "owner_pid": os.getpid(),
+                "options": {},
+                "power": {},
+                "processes": [],
+                "cuts": [],
+            }
+        )
         return state
 
     @classmethod
@@ -108,11 +131,17 @@ class State:
         except FileNotFoundError:
             raise LabError(f"{directory} does not exist: no such lab") from None
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
-            raise LabError(f"{directory} is not a private directory of uid {os.geteuid()} (mode 0700): not touched")
+            raise LabError(
+                f"{directory} is not a private directory of uid {os.geteuid()} (mode 0700): not "
+                f"touched"
+            )
         state = cls(directory)
         if not os.path.exists(state.path):
-            raise LabError(f"{directory} has no state.json, so it is no lab: not touched. Remove it by hand if it is one "
-                           "that was killed while it was being made")
+            raise LabError(
+                f"{directory} has no state.json, so it is no lab: not touched. Remove it by hand "
+                f"if it is one "
+                "that was killed while it was being made"
+            )
         return state
 
     def read(self):
@@ -133,7 +162,9 @@ class State:
 
     @contextlib.contextmanager
     def change(self):
-        """`with state.change() as s:` gives the content to change; written back unless an error is raised."""
+        """`with state.change() as s:` gives the content to change; written back unless an error is
+        raised.
+        """
         deadline = time.monotonic() + LOCK_DEADLINE_S
         try:
             lock = open(os.path.join(self.directory, "lock"), "a", encoding="ascii")
@@ -146,7 +177,9 @@ class State:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise LabError(f"another lab command has held {lock.name} for {LOCK_DEADLINE_S} s") from None
+                        raise LabError(
+                            f"another lab command has held {lock.name} for {LOCK_DEADLINE_S} s"
+                        ) from None
                     time.sleep(0.01)
             content = self.read()
             yield content

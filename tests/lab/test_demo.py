@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """test_demo.py - the demo's verdict: what it must call lost is called lost, from evidence made here
 
-Owns temporary files only: no lab, no guest, no root. Every case that must be called bad stands beside one that
-differs in that alone and is good.
+Owns temporary files only: no lab, no guest, no root. Every case that must be called bad stands
+beside one that differs in that alone and is good.
 """
 import json
 import os
@@ -33,12 +33,26 @@ class Evidence(unittest.TestCase):
                 file.write(json.dumps(line) + "\n")
         return path
 
-    def judge(self, values, survivor, unanswered=False, reconnects=0, repeated=None, connections=None):
-        lines = [{"event": "connected", "at_ns": 0, "local_port": 1000 + i} for i in range(1 + reconnects if connections is None else connections)]
-        lines += [{"value": v, "sent_ns": i * 10 * MS, "received_ns": i * 10 * MS + MS} for i, v in enumerate(values)]
+    def judge(
+        self, values, survivor, unanswered=False, reconnects=0, repeated=None, connections=None
+    ):
+        lines = [
+            {"event": "connected", "at_ns": 0, "local_port": 1000 + i}
+            for i in range(1 + reconnects if connections is None else connections)
+        ]
+        lines += [
+            {"value": v, "sent_ns": i * 10 * MS, "received_ns": i * 10 * MS + MS}
+            for i, v in enumerate(values)
+        ]
         if repeated is None:
             repeated = sum(max(0, a + 1 - b) for a, b in zip(values, values[1:]))
-        summary = {"acked": len(values), "repeated": repeated, "skipped": 0, "reconnects": reconnects, "unanswered": unanswered}
+        summary = {
+            "acked": len(values),
+            "repeated": repeated,
+            "skipped": 0,
+            "reconnects": reconnects,
+            "unanswered": unanswered,
+        }
         verdict = labround.judge_redis(labround.Work("redis", self.write(lines), summary), survivor)
         return verdict
 
@@ -82,7 +96,10 @@ class Evidence(unittest.TestCase):
         self.assertFalse(self.is_good(self.judge([5, 6, 7], 7)))
 
     def test_phases_and_the_longest_wait_come_from_the_time_stamps(self):
-        lines = [{"value": i + 1, "sent_ns": at * MS, "received_ns": (at + 1) * MS} for i, at in enumerate((0, 10, 100, 900, 910))]
+        lines = [
+            {"value": i + 1, "sent_ns": at * MS, "received_ns": (at + 1) * MS}
+            for i, at in enumerate((0, 10, 100, 900, 910))
+        ]
         work = labround.Work("redis", self.write(lines), {})
         self.assertEqual(work.between(0, 20 * MS), [MS, MS])
         self.assertEqual(work.between(5 * MS, 901 * MS), [MS, MS, MS])
@@ -90,12 +107,26 @@ class Evidence(unittest.TestCase):
         self.assertEqual(work.gap_ms(905 * MS), 10.0)
         self.assertIsNone(work.gap_ms(2000 * MS))
 
-    def test_the_guests_next_packet_is_neither_an_announcement_nor_one_from_before_the_link_went_down(self):
-        frames = [{"at_ns": 990 * MS, "type": "tcp"}, {"at_ns": 1001 * MS, "type": "tcp"}, {"at_ns": 1050 * MS, "type": "rarp"},
-                  {"at_ns": 1051 * MS, "type": "arp-announce"}, {"at_ns": 1060 * MS, "type": "icmp"}, {"at_ns": 1200 * MS, "type": "tcp"}]
-        self.assertEqual(labround.first_frames(self.write(frames), 1002 * MS, 1000 * MS), (60.0, 50.0))
-        self.assertEqual(labround.first_frames(self.write(frames[:4]), 1002 * MS, 1000 * MS), (None, 50.0))
-        self.assertEqual(labround.first_frames(self.write(frames[:2]), 1002 * MS, 1000 * MS), (None, None))
+    def test_the_guests_next_packet_is_no_announcement_and_not_from_before_the_link_went_down(
+        self,
+    ):
+        frames = [
+            {"at_ns": 990 * MS, "type": "tcp"},
+            {"at_ns": 1001 * MS, "type": "tcp"},
+            {"at_ns": 1050 * MS, "type": "rarp"},
+            {"at_ns": 1051 * MS, "type": "arp-announce"},
+            {"at_ns": 1060 * MS, "type": "icmp"},
+            {"at_ns": 1200 * MS, "type": "tcp"},
+        ]
+        self.assertEqual(
+            labround.first_frames(self.write(frames), 1002 * MS, 1000 * MS), (60.0, 50.0)
+        )
+        self.assertEqual(
+            labround.first_frames(self.write(frames[:4]), 1002 * MS, 1000 * MS), (None, 50.0)
+        )
+        self.assertEqual(
+            labround.first_frames(self.write(frames[:2]), 1002 * MS, 1000 * MS), (None, None)
+        )
 
     def test_a_failed_request_is_lost(self):
         path = self.write([{"page": 1, "at_ns": 5 * MS, "ns": MS, "error": None}])
@@ -108,21 +139,54 @@ class Evidence(unittest.TestCase):
 
 class Totals(unittest.TestCase):
     def detail(self, **changes):
-        return {"round": 1, "seed": 1, "acked": 100, "lost": 0, "skipped": 0, "reconnects": 0, "faults": [], "failover_ms": 120.0,
-                "client_gap_ms": 220.0, "epochs": 10, "bytes": 1000, "pause_us": {"p50": 100, "p99": 200, "max": 300, "count": 10},
-                "hold_us": {"p50": 1, "p99": 2, "max": 3, "count": 4}, **changes}
+        return {
+            "round": 1,
+            "seed": 1,
+            "acked": 100,
+            "lost": 0,
+            "skipped": 0,
+            "reconnects": 0,
+            "faults": [],
+            "failover_ms": 120.0,
+            "client_gap_ms": 220.0,
+            "epochs": 10,
+            "bytes": 1000,
+            "pause_us": {"p50": 100, "p99": 200, "max": 300, "count": 10},
+            "hold_us": {"p50": 1, "p99": 2, "max": 3, "count": 4},
+            **changes,
+        }
 
     def report(self, *details):
         return labround.totals(list(details), {"unprotected": [MS], "protected": []}, 1)
 
     def test_sums_medians_and_worst_cases_are_over_all_rounds(self):
-        report = self.report(self.detail(), self.detail(failover_ms=300.0, pause_us={"p50": 300, "p99": 900, "max": 1000, "count": 5}),
-                             self.detail(failover_ms=130.0))
-        self.assertEqual((report["acked"], report["lost"], report["good_rounds"], report["rounds"]), (300, 0, 3, 3))
+        report = self.report(
+            self.detail(),
+            self.detail(
+                failover_ms=300.0, pause_us={"p50": 300, "p99": 900, "max": 1000, "count": 5}
+            ),
+            self.detail(failover_ms=130.0),
+        )
+        self.assertEqual(
+            (report["acked"], report["lost"], report["good_rounds"], report["rounds"]),
+            (300, 0, 3, 3),
+        )
         self.assertEqual((report["failover_ms"], report["failover_ms_max"]), (130.0, 300.0))
         self.assertEqual(report["pause_us"], {"p50": 100, "p99": 900, "max": 1000, "count": 25})
         self.assertEqual(report["rtt_us"]["unprotected"]["p50"], 1000.0)
-        for field in ("acked", "lost", "reconnects", "failover_ms", "epochs", "pause_us", "hold_us", "rtt_us", "bytes", "seed", "rounds_detail"):
+        for field in (
+            "acked",
+            "lost",
+            "reconnects",
+            "failover_ms",
+            "epochs",
+            "pause_us",
+            "hold_us",
+            "rtt_us",
+            "bytes",
+            "seed",
+            "rounds_detail",
+        ):
             self.assertIn(field, report)
 
     def test_a_round_that_could_not_be_carried_out_is_not_a_good_one(self):
@@ -131,19 +195,37 @@ class Totals(unittest.TestCase):
 
     def test_each_fault_alone_makes_a_round_not_good(self):
         self.assertTrue(labround.good(self.detail()))
-        for change in ({"lost": 1}, {"skipped": 1}, {"reconnects": 1}, {"faults": ["x"]}, {"error": "x"}):
+        for change in (
+            {"lost": 1},
+            {"skipped": 1},
+            {"reconnects": 1},
+            {"faults": ["x"]},
+            {"error": "x"},
+        ):
             self.assertFalse(labround.good(self.detail(**change)), change)
 
 
 class CommandLine(unittest.TestCase):
     def demo(self, **environment):
         with tempfile.TemporaryDirectory() as build:
-            return subprocess.run([sys.executable, os.path.join(HERE, "demo")], capture_output=True, text=True, timeout=60, check=False,
-                                  env={**os.environ, "POLLUX_BUILD": build, **environment})
+            return subprocess.run(
+                [sys.executable, os.path.join(HERE, "demo")],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                env={**os.environ, "POLLUX_BUILD": build, **environment},
+            )
 
     def test_a_wrong_setting_is_named(self):
-        for name, value in (("ROUNDS", "0"), ("ROUNDS", "many"), ("WORKLOAD", "postgres"), ("SEED", "-1"), ("MACHINE", "z80"),
-                            ("MEMORY", "8")):
+        for name, value in (
+            ("ROUNDS", "0"),
+            ("ROUNDS", "many"),
+            ("WORKLOAD", "postgres"),
+            ("SEED", "-1"),
+            ("MACHINE", "z80"),
+            ("MEMORY", "8"),
+        ):
             done = self.demo(**{name: value})
             self.assertEqual(done.returncode, 64, name)
             self.assertIn(f"{name}={value}", done.stderr)
@@ -151,7 +233,9 @@ class CommandLine(unittest.TestCase):
     def test_missing_programs_are_no_success(self):
         if os.geteuid() != 0:
             self.skipTest("needs root to get so far")
-        environment = {name: "" for name in ("POLLUX_QEMU", "POLLUX_POLLUXD", "POLLUX_WITNESS", "POLLUX_CLI")}
+        environment = {
+            name: "" for name in ("POLLUX_QEMU", "POLLUX_POLLUXD", "POLLUX_WITNESS", "POLLUX_CLI")
+        }
         done = self.demo(ROUNDS="5", **environment)
         self.assertEqual(done.returncode, 2, done.stdout)
         self.assertIn("could not be carried out", done.stdout)

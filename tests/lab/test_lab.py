@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""test_lab.py - the lab itself and its clients, without polluxd: every test's name is the fact it proves
+"""test_lab.py - the lab itself and its clients, without polluxd: every test's name is the fact it
+proves
 
-Owns the labs it makes, all named t-PID-N. Needs root, QEMU (stock or patched) and the guest image. Waits for events
-with deadlines; that something does not arrive is shown by a later frame on another path that does.
+Owns the labs it makes, all named t-PID-N. Needs root, QEMU (stock or patched) and the guest image.
+Waits for events with deadlines; that something does not arrive is shown by a later frame on
+another path that does.
 """
 import json
 import os
@@ -69,7 +71,9 @@ class Remains:
                     info = os.stat(f"/proc/{entry}/ns/net")
                 except OSError:
                     continue
-                if (info.st_dev, info.st_ino) in self.inodes and labproc.start_time(int(entry)) is not None:
+                if (info.st_dev, info.st_ino) in self.inodes and labproc.start_time(
+                    int(entry)
+                ) is not None:
                     found.append(int(entry))
         return found
 
@@ -93,7 +97,9 @@ def send_frame(lab, host, net, tag):
     """Broadcasts a frame with a tag from a host into a network."""
     with packet_socket(lab, host, net) as sock:
         source = sock.getsockname()[4]
-        sock.send(b"\xff" * 6 + source + ETHERTYPE.to_bytes(2, "big") + tag.encode().ljust(46, b"\0"))
+        sock.send(
+            b"\xff" * 6 + source + ETHERTYPE.to_bytes(2, "big") + tag.encode().ljust(46, b"\0")
+        )
 
 
 def receive_tags(sock, until, timeout_s=ARRIVAL_S):
@@ -118,7 +124,9 @@ def ping(lab, host, address, timeout_s=ARRIVAL_S):
     def make():
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         body = b"\x12\x34\0\1pollux!!"
-        sock.sendto(b"\x08\0" + sniff.checksum(b"\x08\0\0\0" + body).to_bytes(2, "big") + body, (address, 0))
+        sock.sendto(
+            b"\x08\0" + sniff.checksum(b"\x08\0\0\0" + body).to_bytes(2, "big") + body, (address, 0)
+        )
         return sock
 
     try:
@@ -145,15 +153,24 @@ def start_in(lab, host, *argv, **kwargs):
 
 
 def run_lab(*arguments, timeout_s=120, **kwargs):
-    return subprocess.run([sys.executable, LAB, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False,
-                          **kwargs)
+    return subprocess.run(
+        [sys.executable, LAB, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        **kwargs,
+    )
 
 
 class LabCase(unittest.TestCase):
     def make(self, **options):
         """A lab of this test; taken down at its end, with a look at what is left."""
-        lab = Lab.make(name=options.pop("name", None) or fresh_name(), progress=Progress(quiet=True),
-                       **{"no_pollux": True, **options})
+        lab = Lab.make(
+            name=options.pop("name", None) or fresh_name(),
+            progress=Progress(quiet=True),
+            **{"no_pollux": True, **options},
+        )
         remains = Remains(lab.name, lab.directory)
 
         def end():
@@ -171,11 +188,19 @@ class LabCase(unittest.TestCase):
 class Networks(LabCase):
     def test_every_pair_of_hosts_on_a_network_can_talk(self):
         lab = self.make_hosts()
-        for host, address in (("a", labnet.REP["b"]), ("b", labnet.REP["witness"]), ("witness", labnet.REP["a"]),
-                              ("client", labnet.LAN["a"]), ("client", labnet.LAN["b"]), ("a", labnet.LAN["b"])):
+        for host, address in (
+            ("a", labnet.REP["b"]),
+            ("b", labnet.REP["witness"]),
+            ("witness", labnet.REP["a"]),
+            ("client", labnet.LAN["a"]),
+            ("client", labnet.LAN["b"]),
+            ("a", labnet.LAN["b"]),
+        ):
             self.assertTrue(ping(lab, host, address), f"{host} to {address}")
 
-    def test_a_cut_stops_broadcasts_and_ip_both_ways_and_only_between_its_pair_and_heal_ends_it(self):
+    def test_a_cut_stops_broadcasts_and_ip_both_ways_and_only_between_its_pair_and_heal_ends_it(
+        self,
+    ):
         lab = self.make_hosts()
         for net, third in (("lan", "client"), ("rep", "witness")):
             for sender, receiver in (("a", "b"), ("b", "a")):
@@ -219,20 +244,27 @@ class Networks(LabCase):
     def test_nothing_is_made_in_the_root_namespace(self):
         before = root_links()
         self.make_hosts(nics=2)
-        self.assertEqual({x for x in root_links() - before if x.startswith(("lan", "rep", "tap", "br0"))}, set())
+        self.assertEqual(
+            {x for x in root_links() - before if x.startswith(("lan", "rep", "tap", "br0"))}, set()
+        )
 
 
 class Faults(LabCase):
     def connect(self, lab, server_host, client_host, address):
         """A TCP connection between two hosts: (server process that only waits, client socket)."""
-        program = ("import socket,sys;s=socket.create_server(('0.0.0.0',7000));print('listens',flush=True);"
-                   "c=s.accept()[0];print('accepted',flush=True);c.recv(1)")
+        program = (
+            "import "
+            "socket,sys;s=socket.create_server(('0.0.0.0',7000));print('listens',flush=True);"
+            "c=s.accept()[0];print('accepted',flush=True);c.recv(1)"
+        )
         server = start_in(lab, server_host, sys.executable, "-c", program, stdout=subprocess.PIPE)
         self.addCleanup(server.wait)
         self.addCleanup(server.stdout.close)
         self.addCleanup(server.kill)
         self.assertEqual(server.stdout.readline(), b"listens\n")
-        client = labnet.in_namespace(lab.space(client_host), lambda: socket.create_connection((address, 7000), ARRIVAL_S))
+        client = labnet.in_namespace(
+            lab.space(client_host), lambda: socket.create_connection((address, 7000), ARRIVAL_S)
+        )
         self.addCleanup(client.close)
         self.assertEqual(server.stdout.readline(), b"accepted\n")
         return server, client
@@ -249,7 +281,10 @@ class Faults(LabCase):
         self.assertEqual(labproc.in_host(lab.space("a")), [])
         status = lab.status()["hosts"]["a"]
         self.assertEqual(status["power"], "off")
-        self.assertEqual([link["up"] for link in status["links"] if link["name"] in ("lan0", "rep0")], [False, False])
+        self.assertEqual(
+            [link["up"] for link in status["links"] if link["name"] in ("lan0", "rep0")],
+            [False, False],
+        )
         client.settimeout(ABSENCE_S)
         with self.assertRaises(socket.timeout):
             client.recv(1)
@@ -279,8 +314,15 @@ class Faults(LabCase):
 
     def test_a_paused_host_stands_still_and_is_silent_and_goes_on_after_resume(self):
         lab = self.make_hosts()
-        counter = start_in(lab, "a", sys.executable, "-c", "import sys\nfor line in sys.stdin: print(line, end='', flush=True)",
-                           stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        counter = start_in(
+            lab,
+            "a",
+            sys.executable,
+            "-c",
+            "import sys\nfor line in sys.stdin: print(line, end='', flush=True)",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.addCleanup(counter.wait)
         self.addCleanup(counter.communicate)
         self.addCleanup(counter.kill)
@@ -328,8 +370,12 @@ class EndOfLabs(LabCase):
         self.assertFalse(os.path.exists(os.path.join(labstate.base_dir(), f"pollux-lab-{name}")))
 
     def start_up(self, name, *arguments):
-        child = subprocess.Popen([sys.executable, LAB, "up", "--no-pollux", "--name", name, *arguments],
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            [sys.executable, LAB, "up", "--no-pollux", "--name", name, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self.addCleanup(lambda: (child.poll() is None and child.kill(), child.communicate()))
         return child
 
@@ -367,8 +413,14 @@ class EndOfLabs(LabCase):
         self.addCleanup(bystander.wait)
         self.addCleanup(bystander.kill)
         with lab.state.change() as state:
-            state["processes"].append({"host": "a", "role": "qemu", "pid": bystander.pid,
-                                       "start": labproc.start_time(bystander.pid) - 1})
+            state["processes"].append(
+                {
+                    "host": "a",
+                    "role": "qemu",
+                    "pid": bystander.pid,
+                    "start": labproc.start_time(bystander.pid) - 1,
+                }
+            )
         lab.down()
         self.assertIsNone(bystander.poll())
 
@@ -377,7 +429,14 @@ class EndOfLabs(LabCase):
         stray = subprocess.Popen(["sleep", "60"])
         self.addCleanup(stray.wait)
         with lab.state.change() as state:
-            state["processes"].append({"host": "a", "role": "qemu", "pid": stray.pid, "start": labproc.start_time(stray.pid)})
+            state["processes"].append(
+                {
+                    "host": "a",
+                    "role": "qemu",
+                    "pid": stray.pid,
+                    "start": labproc.start_time(stray.pid),
+                }
+            )
         lab.down()
         self.assertIsNone(labproc.start_time(stray.pid))
 
@@ -420,7 +479,9 @@ class CommandLine(LabCase):
 
     def test_in_runs_the_command_in_the_host_with_its_exit_status(self):
         lab = self.make_hosts()
-        done = run_lab("in", "--name", lab.name, "witness", "sh", "-c", "ip -o addr show rep0; exit 7")
+        done = run_lab(
+            "in", "--name", lab.name, "witness", "sh", "-c", "ip -o addr show rep0; exit 7"
+        )
         self.assertEqual(done.returncode, 7)
         self.assertIn(labnet.REP["witness"], done.stdout)
 
@@ -430,8 +491,10 @@ class CommandLine(LabCase):
         result = json.loads(run_lab("kill", "b", "--json", "--name", lab.name).stdout)
         self.assertTrue(before < result["monotonic_ns"] < time.monotonic_ns())
         status = json.loads(run_lab("status", "--json", "--name", lab.name).stdout)
-        self.assertEqual({host: entry["power"] for host, entry in status["hosts"].items()},
-                         {"a": "on", "b": "off", "witness": "on", "client": "on"})
+        self.assertEqual(
+            {host: entry["power"] for host, entry in status["hosts"].items()},
+            {"a": "on", "b": "off", "witness": "on", "client": "on"},
+        )
         self.assertEqual(set(status["hosts"]), set(HOSTS))
 
     def test_a_dir_can_be_chosen(self):
@@ -446,18 +509,47 @@ class CommandLine(LabCase):
 
 class Guests(LabCase):
     def client(self, lab, program, *arguments):
-        return subprocess.run(lab.command("client", [sys.executable, os.path.join(CLIENTS, program), *arguments]),
-                              capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            lab.command("client", [sys.executable, os.path.join(CLIENTS, program), *arguments]),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
     def test_redis_answers_and_a_cut_client_waits_and_loses_nothing(self):
         lab = self.make(workload="redis")
         wire = os.path.join(lab.directory, "wire.jsonl")
-        watcher = start_in(lab, "client", sys.executable, os.path.join(CLIENTS, "sniff.py"), "lan0", "--mac", labnet.guest_mac(),
-                           "--probe", labnet.guest_ip(), "--out", wire, stdout=subprocess.PIPE, text=True)
+        watcher = start_in(
+            lab,
+            "client",
+            sys.executable,
+            os.path.join(CLIENTS, "sniff.py"),
+            "lan0",
+            "--mac",
+            labnet.guest_mac(),
+            "--probe",
+            labnet.guest_ip(),
+            "--out",
+            wire,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.addCleanup(lambda: (watcher.kill(), watcher.communicate()))
         self.assertEqual(watcher.stdout.readline(), '{"ready": true}\n')
-        client = start_in(lab, "client", sys.executable, os.path.join(CLIENTS, "incr_client.py"), labnet.guest_ip(), "--progress",
-                          "50", "--count", "400", stdout=subprocess.PIPE, text=True)
+        client = start_in(
+            lab,
+            "client",
+            sys.executable,
+            os.path.join(CLIENTS, "incr_client.py"),
+            labnet.guest_ip(),
+            "--progress",
+            "50",
+            "--count",
+            "400",
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.addCleanup(lambda: (client.kill(), client.communicate()))
         self.assertEqual(json.loads(client.stdout.readline())["acked"], 50)
         lab.cut("a", "client")
@@ -465,7 +557,9 @@ class Guests(LabCase):
         self.assertTrue(ping(lab, "b", labnet.guest_ip()), "the guest answers others meanwhile")
         lab.heal()
         summary = json.loads(client.stdout.readlines()[-1])
-        self.assertEqual((summary["acked"], summary["last"], summary["good"]), (400, 400, True), summary)
+        self.assertEqual(
+            (summary["acked"], summary["last"], summary["good"]), (400, 400, True), summary
+        )
         self.assertGreater(summary["max_gap_ms"], ABSENCE_S * 900)
         self.assertEqual(client.wait(ARRIVAL_S), 0)
         with lab.qmp("b") as qmp:
@@ -491,7 +585,9 @@ class Guests(LabCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertEqual(json.loads(done.stdout.splitlines()[-1])["requests"], 60)
         lab.cut("a", "client")
-        done = self.client(lab, "http_client.py", labnet.guest_ip(), "--count", "1", "--request-timeout", "0.3")
+        done = self.client(
+            lab, "http_client.py", labnet.guest_ip(), "--count", "1", "--request-timeout", "0.3"
+        )
         self.assertEqual(done.returncode, 1)
         self.assertEqual(json.loads(done.stdout.splitlines()[-1])["failed"], 1)
 
@@ -506,10 +602,30 @@ class Guests(LabCase):
     def test_the_boot_sector_guest_runs_on_every_machine(self):
         for machine in ("pc", "q35", "microvm"):
             with self.subTest(machine=machine):
-                lab = self.make(workload="bootsector", machine=machine)  # ready: its first frame was seen
-                done = subprocess.run(lab.command("client", [sys.executable, os.path.join(HERE, "..", "..", "guest", "bootsector_watch.py"),
-                                                             "lan0", "--frames", "100", "--quiet", "--mac", labnet.guest_mac()]),
-                                      capture_output=True, text=True, timeout=60, check=False)
+                lab = self.make(
+                    workload="bootsector", machine=machine
+                )  # ready: its first frame was seen
+                done = subprocess.run(
+                    lab.command(
+                        "client",
+                        [
+                            sys.executable,
+                            os.path.join(HERE, "..", "..", "guest", "bootsector_watch.py"),
+                            "lan0",
+                            "--max-gaps",
+                            "1",
+                            "--frames",
+                            "100",
+                            "--quiet",
+                            "--mac",
+                            labnet.guest_mac(),
+                        ],
+                    ),
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                )
                 self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
                 lab.down()
 
@@ -522,7 +638,16 @@ class Guests(LabCase):
 
     def test_a_guest_that_fails_is_reported_with_its_log_and_nothing_is_left(self):
         name = fresh_name()
-        done = run_lab("up", "--no-pollux", "--name", name, "--append", "pollux.workload=nonsense", "--ready-timeout", "60")
+        done = run_lab(
+            "up",
+            "--no-pollux",
+            "--name",
+            name,
+            "--append",
+            "pollux.workload=nonsense",
+            "--ready-timeout",
+            "60",
+        )
         self.assertEqual(done.returncode, 1)
         self.assertIn("POLLUX-GUEST-FAILED", done.stderr)
         self.assertIn("unknown pollux.workload=nonsense", done.stderr)
@@ -541,18 +666,26 @@ class Guests(LabCase):
         subprocess.run(["rm", "-r", kept], check=True)
 
     def test_a_standby_can_be_made_to_differ(self):
-        lab = self.make(workload="bootsector", standby_memory=96, standby_machine="q35", standby_device=["virtio-rng-pci"])
+        lab = self.make(
+            workload="bootsector",
+            standby_memory=96,
+            standby_machine="q35",
+            standby_device=["virtio-rng-pci"],
+        )
         sizes, machines = [], []
         for host in ("a", "b"):
             with lab.qmp(host) as qmp:
                 sizes.append(qmp.command("query-memory-size-summary")["base-memory"] >> 20)
                 machines.append(qmp.command("qom-get", {"path": "/machine", "property": "type"}))
         self.assertEqual(sizes, [64, 96])
-        self.assertTrue(machines[0].startswith("pc-i440fx") and machines[1].startswith("pc-q35"), machines)
+        self.assertTrue(
+            machines[0].startswith("pc-i440fx") and machines[1].startswith("pc-q35"), machines
+        )
 
 
 class FakeRedis:
-    """Answers each command with the next prepared reply; None closes the connection. On loopback."""
+    """Answers each command with the next prepared reply; None closes the connection. On loopback.
+    """
 
     def __init__(self, replies):
         self.replies = list(replies)
@@ -586,18 +719,37 @@ class Clients(unittest.TestCase):
 
     def incr(self, replies, *arguments):
         server = FakeRedis(replies)
-        done = subprocess.run([sys.executable, os.path.join(CLIENTS, "incr_client.py"), "127.0.0.1", "--port", str(server.port),
-                               "--seconds", "20", "--reply-timeout", "1", *arguments], capture_output=True, text=True,
-                              timeout=60, check=False)
+        done = subprocess.run(
+            [
+                sys.executable,
+                os.path.join(CLIENTS, "incr_client.py"),
+                "127.0.0.1",
+                "--port",
+                str(server.port),
+                "--seconds",
+                "20",
+                "--reply-timeout",
+                "1",
+                *arguments,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         return done.returncode, json.loads(done.stdout.splitlines()[-1])
 
     def test_replies_in_order_are_good(self):
         status, summary = self.incr([5, 6, 7], "--count", "3")
-        self.assertEqual((status, summary["good"], summary["first"], summary["last"]), (0, True, 5, 7))
+        self.assertEqual(
+            (status, summary["good"], summary["first"], summary["last"]), (0, True, 5, 7)
+        )
 
     def test_a_repeated_value_is_a_lost_increment(self):
         status, summary = self.incr([5, 6, 7, 6, 7, 8], "--count", "6")
-        self.assertEqual((status, summary["good"], summary["repeated"], summary["skipped"]), (1, False, 2, 0))
+        self.assertEqual(
+            (status, summary["good"], summary["repeated"], summary["skipped"]), (1, False, 2, 0)
+        )
 
     def test_a_skipped_value_is_a_fault(self):
         status, summary = self.incr([5, 6, 8], "--count", "3")
@@ -605,11 +757,15 @@ class Clients(unittest.TestCase):
 
     def test_a_broken_connection_ends_the_run_and_is_told(self):
         status, summary = self.incr([5, 6, None, 7], "--count", "4")
-        self.assertEqual((status, summary["acked"], len(summary["errors"]), summary["good"]), (1, 2, 1, False))
+        self.assertEqual(
+            (status, summary["acked"], len(summary["errors"]), summary["good"]), (1, 2, 1, False)
+        )
 
     def test_with_reconnect_the_break_is_counted_and_one_value_may_be_missing(self):
         status, summary = self.incr([5, 6, None, 8, 9], "--count", "4", "--reconnect")
-        self.assertEqual((status, summary["reconnects"], summary["skipped"], summary["good"]), (1, 1, 0, False))
+        self.assertEqual(
+            (status, summary["reconnects"], summary["skipped"], summary["good"]), (1, 1, 0, False)
+        )
         status, summary = self.incr([5, 6, None, 9], "--count", "3", "--reconnect")
         self.assertEqual((summary["reconnects"], summary["skipped"]), (1, 1))
         status, summary = self.incr([5, 6, None, 3], "--count", "3", "--reconnect")
@@ -623,18 +779,35 @@ class Clients(unittest.TestCase):
     def test_no_server_is_no_success(self):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        done = subprocess.run([sys.executable, os.path.join(CLIENTS, "incr_client.py"), "127.0.0.1", "--port", str(port)],
-                              capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            [
+                sys.executable,
+                os.path.join(CLIENTS, "incr_client.py"),
+                "127.0.0.1",
+                "--port",
+                str(port),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
         self.assertEqual(done.returncode, 2)
 
     def test_percentiles_are_the_nearest_rank(self):
         values = list(range(1, 101))
-        self.assertEqual([incr_client.percentile(values, share) for share in (50, 99, 100)], [50, 99, 100])
+        self.assertEqual(
+            [incr_client.percentile(values, share) for share in (50, 99, 100)], [50, 99, 100]
+        )
         self.assertEqual(incr_client.percentile([7], 50), 7)
 
     def test_wrong_usage_is_64(self):
         for program in ("incr_client.py", "http_client.py", "sniff.py"):
-            done = subprocess.run([sys.executable, os.path.join(CLIENTS, program), "--nonsense"], capture_output=True, check=False)
+            done = subprocess.run(
+                [sys.executable, os.path.join(CLIENTS, program), "--nonsense"],
+                capture_output=True,
+                check=False,
+            )
             self.assertEqual(done.returncode, 64, program)
 
     def test_frames_are_named_by_who_sent_them_and_why(self):
@@ -645,7 +818,9 @@ class Clients(unittest.TestCase):
         self.assertEqual(sniff.frame_type(arp + ip + bytes(6) + ip), "arp-announce")
         self.assertEqual(sniff.frame_type(arp + ip + bytes(6) + b"\x0a\x4d\0\x64"), "arp")
         v6 = mac + b"\x86\xdd" + bytes(6)
-        self.assertEqual(sniff.frame_type(v6 + b"\x3a" + bytes(33) + b"\x88\0\0\0\x20\0\0\0"), "nd-announce")
+        self.assertEqual(
+            sniff.frame_type(v6 + b"\x3a" + bytes(33) + b"\x88\0\0\0\x20\0\0\0"), "nd-announce"
+        )
         self.assertEqual(sniff.frame_type(v6 + b"\x3a" + bytes(33) + b"\x88\0\0\0\x60\0\0\0"), "nd")
         self.assertEqual(sniff.frame_type(v6 + b"\x06" + bytes(41)), "tcp")
         self.assertEqual(sniff.frame_type(mac + b"\x08\0" + bytes(9) + b"\x06" + bytes(30)), "tcp")

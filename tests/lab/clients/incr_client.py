@@ -2,22 +2,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """incr_client.py - one connection to Redis, INCR after INCR, every reply noted and checked
 
-Runs in the lab's client host. Owns one TCP connection and one JSON-lines file. The next command is sent
-only when the last one is answered, so each reply must be the last one plus 1, and at the end at most one
-command is without an answer.
+Runs in the lab's client host. Owns one TCP connection and one JSON-lines file. The next command is
+sent only when the last one is answered, so each reply must be the last one plus 1, and at the end
+at most one command is without an answer.
 
-Each line of --out is {"value", "sent_ns", "received_ns"} (monotonic) or {"event", "at_ns", ...}. A connection
-that breaks is never replaced silently: it is an event, and it ends the run, unless --reconnect says that
-the client shall connect again; each time is counted. A reply that does not come within --reply-timeout counts
-as a broken connection.
+Each line of --out is {"value", "sent_ns", "received_ns"} (monotonic) or {"event", "at_ns", ...}. A
+connection that breaks is never replaced silently: it is an event, and it ends the run, unless
+--reconnect says that the client shall connect again; each time is counted. A reply that does not
+come within --reply-timeout counts as a broken connection.
 
-What is wrong is counted in the summary: `repeated`, acknowledged increments that the server later gave out
-again, so they had been lost; `skipped`, values that nobody was told. After a reconnect one value may be
-missing: that of the command whose reply never came.
+What is wrong is counted in the summary: `repeated`, acknowledged increments that the server later
+gave out again, so they had been lost; `skipped`, values that nobody was told. After a reconnect
+one value may be missing: that of the command whose reply never came.
 
---progress N prints {"acked": ...} after every N replies. Ends by --count, --seconds, SIGTERM or SIGINT; the
-last line on stdout is the summary. Exit status: 0 every reply as it must be on one connection, 1 not so,
-2 no reply at all, 64 wrong usage.
+--progress N prints {"acked": ...} after every N replies. Ends by --count, --seconds, SIGTERM or
+SIGINT; the last line on stdout is the summary. Exit status: 0 every reply as it must be on one
+connection, 1 not so, 2 no reply at all, 64 wrong usage.
 """
 import argparse
 import json
@@ -40,8 +40,12 @@ def distribution_us(values_ns):
     if not values_ns:
         return {"p50": None, "p99": None, "max": None, "count": 0}
     values = sorted(values_ns)
-    return {"p50": round(percentile(values, 50) / 1000, 1), "p99": round(percentile(values, 99) / 1000, 1),
-            "max": round(values[-1] / 1000, 1), "count": len(values)}
+    return {
+        "p50": round(percentile(values, 50) / 1000, 1),
+        "p99": round(percentile(values, 99) / 1000, 1),
+        "max": round(values[-1] / 1000, 1),
+        "count": len(values),
+    }
 
 
 class Tally:
@@ -105,12 +109,16 @@ class Connection:
         self.sock.close()
 
     def ask(self, *words):
-        """Sends one command; returns (reply, sent_ns, received_ns), reply None when told to stop meanwhile."""
+        """Sends one command; returns (reply, sent_ns, received_ns), reply None when told to stop
+        meanwhile.
+        """
         data = f"*{len(words)}\r\n" + "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
         sent = time.monotonic_ns()
         deadline = sent + int(self.args.reply_timeout * 1e9)
         try:
-            self.sock.send(data.encode())  # some tens of bytes into an empty buffer: all or an error
+            self.sock.send(
+                data.encode()
+            )  # some tens of bytes into an empty buffer: all or an error
             reply = b""
             while not reply.endswith(b"\r\n"):
                 left = (deadline - time.monotonic_ns()) / 1e9
@@ -153,7 +161,12 @@ def run(args, out, stop):
         """Notes a broken connection; says whether to go on."""
         errors.append(str(error))
         note(event="broken", at_ns=time.monotonic_ns(), error=str(error))
-        if args.reconnect and len(errors) <= args.max_reconnects and not stop and time.monotonic() < end:
+        if (
+            args.reconnect
+            and len(errors) <= args.max_reconnects
+            and not stop
+            and time.monotonic() < end
+        ):
             if tally.acked:
                 tally.reconnected(in_flight)
             return True
@@ -163,7 +176,11 @@ def run(args, out, stop):
         if connection is None:
             try:
                 connection = Connection(args, stop)
-                note(event="connected", at_ns=time.monotonic_ns(), local_port=connection.sock.getsockname()[1])
+                note(
+                    event="connected",
+                    at_ns=time.monotonic_ns(),
+                    local_port=connection.sock.getsockname()[1],
+                )
             except Broken as error:
                 if not broken(error, False):
                     break
@@ -193,29 +210,67 @@ def run(args, out, stop):
         last_received = received
         if args.progress and tally.acked % args.progress == 0:
             out.flush()
-            print(json.dumps({"acked": tally.acked, "value": value, "at_ns": received,
-                              "reconnects": tally.reconnects}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "acked": tally.acked,
+                        "value": value,
+                        "at_ns": received,
+                        "reconnects": tally.reconnects,
+                    }
+                ),
+                flush=True,
+            )
     if connection:
         connection.close()
-    return {"acked": tally.acked, "first": tally.first, "last": tally.last, "highest": tally.highest,
-            "repeated": tally.repeated, "skipped": tally.skipped, "reconnects": tally.reconnects,
-            "faults": faults[:20], "errors": errors[:20], "unanswered": unanswered, "max_gap_ms": round(max_gap_ns / 1e6, 1),
-            "rtt_us": distribution_us(rtts), "good": tally.good() and not errors}
+    return {
+        "acked": tally.acked,
+        "first": tally.first,
+        "last": tally.last,
+        "highest": tally.highest,
+        "repeated": tally.repeated,
+        "skipped": tally.skipped,
+        "reconnects": tally.reconnects,
+        "faults": faults[:20],
+        "errors": errors[:20],
+        "unanswered": unanswered,
+        "max_gap_ms": round(max_gap_ns / 1e6, 1),
+        "rtt_us": distribution_us(rtts),
+        "good": tally.good() and not errors,
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description="INCR on one connection to Redis; every reply noted and checked.")
+    parser = argparse.ArgumentParser(
+        description="INCR on one connection to Redis; every reply noted and checked."
+    )
     parser.add_argument("host")
     parser.add_argument("--port", type=int, default=6379)
     parser.add_argument("--key", default="pollux")
-    parser.add_argument("--out", default="/dev/null", metavar="FILE", help="JSON lines, one per reply")
+    parser.add_argument(
+        "--out", default="/dev/null", metavar="FILE", help="JSON lines, one per reply"
+    )
     parser.add_argument("--count", type=int, help="end after so many replies")
     parser.add_argument("--seconds", type=float, default=120, help="deadline for all (default 120)")
-    parser.add_argument("--reply-timeout", type=float, default=30, metavar="S", help="for one reply (default 30)")
-    parser.add_argument("--grace", type=float, default=5, metavar="S", help="for the last reply after a signal (default 5)")
-    parser.add_argument("--reconnect", action="store_true", help="connect again when the connection breaks, and count it")
+    parser.add_argument(
+        "--reply-timeout", type=float, default=30, metavar="S", help="for one reply (default 30)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=5,
+        metavar="S",
+        help="for the last reply after a signal (default 5)",
+    )
+    parser.add_argument(
+        "--reconnect",
+        action="store_true",
+        help="connect again when the connection breaks, and count it",
+    )
     parser.add_argument("--max-reconnects", type=int, default=100)
-    parser.add_argument("--progress", type=int, metavar="N", help="print a line after every N replies")
+    parser.add_argument(
+        "--progress", type=int, metavar="N", help="print a line after every N replies"
+    )
     try:
         args = parser.parse_args()
     except SystemExit as stop:

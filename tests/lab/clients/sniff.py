@@ -2,16 +2,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """sniff.py - notes when frames of one MAC address pass an interface, to the microsecond
 
-Runs in the lab's client host. Owns one AF_PACKET socket with a filter for the source address in the kernel, and,
-with --probe, one raw socket that sends an ICMP echo request every --probe-ms: the guest's answers show when it lives,
-more finely than a TCP client whose retransmission waits for 200 ms and more.
+Runs in the lab's client host. Owns one AF_PACKET socket with a filter for the source address in
+the kernel, and, with --probe, one raw socket that sends an ICMP echo request every --probe-ms: the
+guest's answers show when it lives, more finely than a TCP client whose retransmission waits for
+200 ms and more.
 
-Each line of --out is {"at_ns", "type", "length"}: the kernel's time stamp as monotonic nanoseconds, and one of
-  rarp                     the switch is told of a new place (whoever promotes the guest sends this, or the guest)
-  arp-announce, nd-announce   an address is announced: nobody asked (gratuitous ARP, unsolicited advertisement)
-  arp nd icmp tcp udp ipv4 ipv6 test other   the guest talks (test: the boot sector's ethertype 0x88b5)
-The last line on stdout is the summary with counts by type; `dropped` frames were lost by this reader.
-Ends by --count, --seconds, SIGTERM or SIGINT. Exit status: 0, 2 no frame seen, 64 wrong usage.
+Each line of --out is {"at_ns", "type", "length"}: the kernel's time stamp as monotonic
+nanoseconds, and one of
+  rarp           the switch is told of a new place, by who promoted the guest or by the guest
+  arp-announce, nd-announce
+                 an address is announced: gratuitous ARP, unsolicited advertisement
+  arp nd icmp tcp udp ipv4 ipv6 test other
+                 the guest talks (test: the boot sector's ethertype 0x88b5)
+The last line on stdout is the summary with counts by type; `dropped` frames were lost by this
+reader. Ends by --count, --seconds, SIGTERM or SIGINT. Exit status: 0, 2 no frame seen, 64 wrong
+usage.
 """
 import argparse
 import ctypes
@@ -51,16 +56,22 @@ def frame_type(data):
 
 
 def attach_source_filter(sock, mac):
-    """Lets only frames with this source address through (classic BPF), so that nothing else costs time."""
+    """Lets only frames with this source address through (classic BPF), so that nothing else costs
+    time.
+    """
     high, low = struct.unpack(">IH", mac)
-    program = [(0x20, 0, 0, 6),        # ld  [6]
-               (0x15, 0, 3, high),     # jeq high, else drop
-               (0x28, 0, 0, 10),       # ldh [10]
-               (0x15, 0, 1, low),      # jeq low, else drop
-               (0x06, 0, 0, 0x40000),  # accept
-               (0x06, 0, 0, 0)]        # drop
+    program = [
+        (0x20, 0, 0, 6),  # ld  [6]
+        (0x15, 0, 3, high),  # jeq high, else drop
+        (0x28, 0, 0, 10),  # ldh [10]
+        (0x15, 0, 1, low),  # jeq low, else drop
+        (0x06, 0, 0, 0x40000),  # accept
+        (0x06, 0, 0, 0),
+    ]  # drop
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(program), ctypes.addressof(code)))
+    sock.setsockopt(
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(program), ctypes.addressof(code))
+    )
 
 
 def realtime_to_monotonic_ns():
@@ -76,7 +87,9 @@ def realtime_to_monotonic_ns():
 
 
 def open_socket(interface, mac):
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: nothing arrives before the filter is there
+    sock = socket.socket(
+        socket.AF_PACKET, socket.SOCK_RAW, 0
+    )  # protocol 0: nothing arrives before the filter is there
     attach_source_filter(sock, mac)
     sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
@@ -94,8 +107,8 @@ def stamp_ns(ancillary):
 
 def checksum(data):
     total = sum(struct.unpack(f">{len(data) // 2}H", data))
-    total = (total & 0xffff) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xffff
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
 
 
 class Probe:
@@ -118,7 +131,7 @@ class Probe:
         if now < self.next_ns:
             return
         self.next_ns = max(self.next_ns + self.period_ns, now)
-        body = struct.pack(">HH8s", 0x504c, self.sent & 0xffff, b"pollux\0\0")
+        body = struct.pack(">HH8s", 0x504C, self.sent & 0xFFFF, b"pollux\0\0")
         head = struct.pack(">BBH", 8, 0, checksum(b"\x08\0\0\0" + body))
         try:
             self.sock.sendto(head + body, (self.address, 0))
@@ -152,18 +165,31 @@ def run(args, out, stop):
         counts[kind] = counts.get(kind, 0) + 1
         frames += 1
     dropped = struct.unpack("II", sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
-    return {"frames": frames, "types": counts, "dropped": dropped, "probes": probe.sent if probe else 0}
+    return {
+        "frames": frames,
+        "types": counts,
+        "dropped": dropped,
+        "probes": probe.sent if probe else 0,
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Note when frames of one MAC address pass an interface.")
+    parser = argparse.ArgumentParser(
+        description="Note when frames of one MAC address pass an interface."
+    )
     parser.add_argument("interface")
     parser.add_argument("--mac", required=True, help="source address of the frames")
-    parser.add_argument("--out", default="/dev/null", metavar="FILE", help="JSON lines, one per frame")
+    parser.add_argument(
+        "--out", default="/dev/null", metavar="FILE", help="JSON lines, one per frame"
+    )
     parser.add_argument("--count", type=int, help="end after so many frames")
     parser.add_argument("--seconds", type=float, default=600, help="deadline (default 600)")
-    parser.add_argument("--probe", metavar="ADDRESS", help="send ICMP echo requests to this IPv4 address")
-    parser.add_argument("--probe-ms", type=float, default=20, help="one in so many milliseconds (default 20)")
+    parser.add_argument(
+        "--probe", metavar="ADDRESS", help="send ICMP echo requests to this IPv4 address"
+    )
+    parser.add_argument(
+        "--probe-ms", type=float, default=20, help="one in so many milliseconds (default 20)"
+    )
     try:
         args = parser.parse_args()
         bytes.fromhex(args.mac.replace(":", ""))
