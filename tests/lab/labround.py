@@ -26,7 +26,7 @@ import sys
 import time
 
 import labnet
-from lablib import Lab
+from lablib import Lab, deaf_to_signals
 from labstate import LabError
 
 CLIENTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "clients")
@@ -60,8 +60,7 @@ class ClientProcess:
         self._data = b""
 
     def line(self, timeout_s):
-        """The next line as an object; None when none came in time; LabError when the program ended.
-        """
+        """The next line as an object; None when none came in time; LabError when the program ended."""
         deadline = time.monotonic() + timeout_s
         fd = self.process.stdout.fileno()
         while b"\n" not in self._data:
@@ -266,10 +265,11 @@ class Round:
         try:
             return self._work(lab)
         finally:
-            for client in self.clients:
-                client.close()
-            self._keep_evidence(lab)
-            lab.down()
+            with deaf_to_signals():
+                for client in self.clients:
+                    client.close()
+                self._keep_evidence(lab)
+                lab.down()
 
     def _start(self, lab, *arguments):
         self.clients.append(ClientProcess(lab, *arguments))

@@ -7,16 +7,22 @@ beside one that differs in that alone and is good.
 """
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "clients")]
 
 import http_client  # noqa: E402
+import labnet  # noqa: E402
+import labproc  # noqa: E402
+import labqemu  # noqa: E402
 import labround  # noqa: E402
+import labstate  # noqa: E402
 
 MS = 1_000_000
 
@@ -107,9 +113,7 @@ class Evidence(unittest.TestCase):
         self.assertEqual(work.gap_ms(905 * MS), 10.0)
         self.assertIsNone(work.gap_ms(2000 * MS))
 
-    def test_the_guests_next_packet_is_no_announcement_and_not_from_before_the_link_went_down(
-        self,
-    ):
+    def test_the_guests_next_packet_is_no_announcement_and_not_from_before_the_link_went_down(self):
         frames = [
             {"at_ns": 990 * MS, "type": "tcp"},
             {"at_ns": 1001 * MS, "type": "tcp"},
@@ -241,6 +245,54 @@ class CommandLine(unittest.TestCase):
         self.assertIn("could not be carried out", done.stdout)
         self.assertIn("giving up", done.stdout)
         self.assertNotIn("Nothing was lost", done.stdout)
+
+    def test_ctrl_c_while_the_guest_boots_leaves_nothing(self):
+        if os.geteuid() != 0:
+            self.skipTest("needs root to make a lab")
+        with tempfile.TemporaryDirectory() as runtime, tempfile.TemporaryDirectory() as build:
+            # The programs are where they are, but the report goes to a folder of its own.
+            programs = {
+                "POLLUX_QEMU": labqemu.qemu_program(),
+                "POLLUX_GUEST": os.path.dirname(labqemu.guest_file("vmlinuz")),
+                "POLLUX_POLLUXD": labqemu.program("polluxd", "POLLUX_POLLUXD"),
+                "POLLUX_WITNESS": labqemu.program("witness", "POLLUX_WITNESS"),
+                "POLLUX_CLI": labqemu.program("pollux", "POLLUX_CLI"),
+            }
+            environment = {
+                **os.environ,
+                **programs,
+                "POLLUX_BUILD": build,
+                "XDG_RUNTIME_DIR": runtime,
+            }
+            demo = subprocess.Popen(
+                [sys.executable, os.path.join(HERE, "demo")],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            self.addCleanup(lambda: (demo.kill(), demo.communicate()))
+            state = self.wait_for_qemu(runtime, demo)
+            demo.send_signal(signal.SIGINT)
+            self.assertEqual(demo.wait(30), 130)
+            self.assertEqual(os.listdir(runtime), [])
+            self.assertEqual([r for r in state["processes"] if labproc.alive(r)], [])
+            spaces = [s for s in labnet.namespaces() if s.startswith(f"plx-{state['name']}-")]
+            self.assertEqual(spaces, [])
+
+    def wait_for_qemu(self, runtime, demo):
+        """The state of the one lab below `runtime`, once a QEMU is in it."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and demo.poll() is None:
+            for entry in os.listdir(runtime):
+                try:
+                    state = labstate.State(os.path.join(runtime, entry)).read()
+                except labstate.LabError:
+                    continue
+                if any(r["role"] == "qemu" for r in state["processes"]):
+                    return state
+            time.sleep(0.01)
+        self.fail("no QEMU was started")
 
     def test_the_pages_that_curl_must_bring_are_4096_bytes(self):
         page = http_client.expected_page(7)
