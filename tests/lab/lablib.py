@@ -37,6 +37,7 @@ DEFAULTS = {
     "qemu": None,
     "device": [],
     "append": [],
+    "qemu_arg": [],
     "polluxd_arg": [],
     "standby_memory": None,
     "standby_machine": None,
@@ -44,6 +45,7 @@ DEFAULTS = {
     "standby_nics": None,
     "standby_qemu": None,
     "standby_device": [],
+    "standby_qemu_arg": [],
     "no_pollux": False,
     "no_guest": False,
     "unsafe_no_hold": False,
@@ -359,7 +361,7 @@ class Lab:
         }
 
     def start(self, host):
-        """Power on: a new namespace, and the host's programs; a guest host comes back as a standby."""
+        """Power on: a new namespace and the host's programs; a or b comes back as a standby."""
         self.check_host(host)
         options = self.options
         if self.power(host) != "off":

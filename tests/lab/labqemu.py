@@ -65,7 +65,8 @@ def side_options(options, host):
         for key in ("memory", "machine", "smp", "nics", "qemu"):
             if options.get(f"standby_{key}") is not None:
                 merged[key] = options[f"standby_{key}"]
-        merged["device"] = list(options["device"]) + list(options["standby_device"])
+        for key in ("device", "qemu_arg"):
+            merged[key] = [*options[key], *options[f"standby_{key}"]]
     return merged
 
 
@@ -181,6 +182,7 @@ def command_line(lab, host, options, directory, standby):
         ]
     for device in options["device"]:
         argv += ["-device", device]
+    argv += options["qemu_arg"]
     if standby:
         argv += ["-S"]
     return argv

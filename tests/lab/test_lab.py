@@ -24,6 +24,7 @@ sys.path[:0] = [HERE, os.path.join(HERE, "clients")]
 import incr_client  # noqa: E402
 import labnet  # noqa: E402
 import labproc  # noqa: E402
+import labround  # noqa: E402
 import labstate  # noqa: E402
 import sniff  # noqa: E402
 from lablib import Lab, Progress  # noqa: E402
@@ -579,6 +580,45 @@ class Guests(LabCase):
         with lab.qmp("a") as qmp:
             self.assertEqual(qmp.command("query-status")["status"], "prelaunch")
 
+    def test_a_guest_that_moved_to_the_other_host_keeps_its_connection_and_the_move_is_seen(self):
+        """A stock live migration, then power loss: all that the demo measures, without polluxd."""
+        lab = self.make(memory=256, standby_qemu_arg=["-incoming", "defer"])
+        wire, replies = (os.path.join(lab.directory, x) for x in ("wire.jsonl", "replies.jsonl"))
+        watcher = labround.ClientProcess(
+            *(lab, "sniff", "sniff.py", "lan0", "--mac", labnet.guest_mac(), "--out", wire),
+            *("--probe", labnet.guest_ip()),
+        )
+        self.addCleanup(watcher.close)
+        watcher.wait(lambda line: line.get("ready"), "start", 10)
+        worker = labround.ClientProcess(
+            *(lab, "incr", "incr_client.py", labnet.guest_ip(), "--key", labround.KEY),
+            *("--out", replies, "--progress", "10"),
+        )
+        self.addCleanup(worker.close)
+        worker.wait(lambda line: line["acked"] >= 100, "100 replies")
+        uri = f"tcp:{labnet.REP['b']}:4444"
+        with lab.qmp("b") as standby, lab.qmp("a") as active:
+            standby.command("migrate-incoming", {"uri": uri})
+            active.command("migrate", {"uri": uri})
+            active.wait_event("STOP", 60)
+            deadline = time.monotonic() + 60
+            while standby.command("query-status")["status"] == "inmigrate":
+                self.assertLess(time.monotonic(), deadline, "the migration did not end")
+                time.sleep(0.01)
+            kill = lab.kill("a")
+            standby.command("cont")
+        first = worker.wait(lambda line: line["at_ns"] > kill["link_down_ns"], "a reply from b")
+        worker.wait(lambda line: line["acked"] >= first["acked"] + 100, "100 more replies")
+        work = labround.Work("redis", replies, worker.finish())
+        watcher.finish()
+        verdict = labround.judge_redis(work, labround.redis_get(lab, labround.KEY))
+        self.assertTrue(labround.good(verdict), verdict)
+        own, announced = labround.first_frames(wire, kill["link_down_ns"], kill["monotonic_ns"])
+        self.assertGreater(own, 0)
+        self.assertLess(own, 2000)
+        self.assertLessEqual(announced, own)
+        self.assertGreater(work.gap_ms(kill["link_down_ns"]), 0)
+
     def test_nginx_serves_every_page_and_a_request_that_cannot_succeed_is_counted(self):
         lab = self.make(workload="nginx", machine="q35")
         done = self.client(lab, "http_client.py", labnet.guest_ip(), "--count", "60")
@@ -684,8 +724,7 @@ class Guests(LabCase):
 
 
 class FakeRedis:
-    """Answers each command with the next prepared reply; None closes the connection. On loopback.
-    """
+    """Answers each command with the next prepared reply; None closes. On loopback."""
 
     def __init__(self, replies):
         self.replies = list(replies)
