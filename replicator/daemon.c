@@ -24,6 +24,8 @@
 
 #define STATE_MAX_BYTES (8u << 20) /* device state; q35 with 32 virtio devices has 2 MB */
 #define FLUSH_NS (200 * MS)
+#define DOORS_NAP_NS (20 * MS)
+#define DOORS_TRIES 50
 
 static int64_t monotonic_ns(void)
 {
@@ -278,6 +280,16 @@ static void remember_peer(struct daemon *d)
         snprintf(d->peer_address, sizeof(d->peer_address), "%.*s:%u", (int)(colon - from), from, d->peer_port);
 }
 
+/* Who was turned away and why; without the port, which differs each time that the same one knocks. */
+static void note_refusal(struct daemon *d, const char *why)
+{
+    const char *from = d->link.peer_text, *colon = strrchr(from, ':');
+    char text[SESSION_TEXT_BYTES + LINK_ADDRESS_BYTES + 32];
+
+    snprintf(text, sizeof(text), "refused the peer %.*s: %s", colon ? (int)(colon - from) : 0, from, why);
+    journal_note(d, LOG_WARNING, "refused", text);
+}
+
 static void note_move(struct daemon *d, const struct session_action *a)
 {
     journal_state(d, a);
@@ -320,6 +332,7 @@ static void perform(struct daemon *d, const struct session_action *a)
     case SA_DISCONNECT: drop_link(d); break;
     case SA_SEND_HELLO: peer_send_hello(d, a); break;
     case SA_SEND_REFUSE:
+        note_refusal(d, a->text);
         say_reason(d, WIRE_REFUSE, a->code, a->text);
         drop_link(d);
         break;
@@ -698,6 +711,33 @@ static int fail_with(const char *what, int rc)
     return rc;
 }
 
+static int fail_at_control(const char *path, int rc)
+{
+    if (rc == -EADDRINUSE)
+        log_line(LOG_ERROR, "%s: another polluxd serves this control socket", path);
+    else if (rc == -EEXIST)
+        log_line(LOG_ERROR, "%s is not a socket: polluxd removes nothing but stale sockets; name another --control, or move it away",
+                 path);
+    else
+        fail_with(path, rc);
+    return rc;
+}
+
+/* A killed polluxd's listening sockets live on until the kernel has taken its ring apart: wait for that a little. */
+static int open_doors(struct daemon *d)
+{
+    const struct timespec nap = { .tv_nsec = DOORS_NAP_NS };
+    int rc = -EADDRINUSE;
+
+    for (unsigned i = 0; i < DOORS_TRIES && (rc = link_listen(&d->link, d->options.listen)) == -EADDRINUSE; i++)
+        nanosleep(&nap, NULL);
+    if (rc < 0)
+        return fail_with(d->options.listen, rc);
+    for (unsigned i = 0; i < DOORS_TRIES && (rc = control_listen(&d->control, d->options.control)) == -EADDRINUSE; i++)
+        nanosleep(&nap, NULL);
+    return rc < 0 ? fail_at_control(d->options.control, rc) : 0;
+}
+
 static void init_meters(struct meters *m)
 {
     memset(m, 0, sizeof(*m));
@@ -743,19 +783,7 @@ int daemon_init(struct daemon *d, const struct daemon_options *options)
     d->guest.hold_max_bytes = options->hold_max_bytes;
     d->guest.hold_max_packets = options->hold_max_packets;
     init_session(d);
-    if ((rc = link_listen(&d->link, options->listen)) < 0)
-        return fail_with(options->listen, rc);
-    rc = control_listen(&d->control, options->control);
-    if (rc == -EADDRINUSE) {
-        log_line(LOG_ERROR, "%s: another polluxd serves this control socket", options->control);
-        return rc;
-    }
-    if (rc == -EEXIST) {
-        log_line(LOG_ERROR, "%s is not a socket: polluxd removes nothing but stale sockets; name another --control, or move it away",
-                 options->control);
-        return rc;
-    }
-    return rc < 0 ? fail_with(options->control, rc) : 0;
+    return open_doors(d);
 }
 
 void daemon_fini(struct daemon *d)

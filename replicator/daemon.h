@@ -123,7 +123,15 @@ struct daemon {
     int64_t now_ns, started_ns;
     struct journal_event journal[JOURNAL_EVENTS];
     uint64_t journal_seq;
+    char note[WIRE_TEXT_MAX_BYTES + 1]; /* the last note: the same one is not told again at once */
+    int64_t note_ns;
 };
+
+/** @return whether epochs are received here: rx_* of the session count, not its pipe */
+static inline bool daemon_is_standby(const struct daemon *d)
+{
+    return d->session.state >= ST_STANDBY_WAIT && d->session.state <= ST_PROMOTING;
+}
 
 /** @return 0 or -errno; what was wrong has been logged */
 int daemon_init(struct daemon *d, const struct daemon_options *options);

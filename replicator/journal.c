@@ -9,6 +9,8 @@
 
 #include "daemon.h"
 
+#define NOTE_AGAIN_NS (60000 * MS)
+
 void journal_time(char *ret, size_t cap)
 {
     struct timespec ts;
@@ -49,7 +51,7 @@ static void publish(struct daemon *d, struct json_object *o)
 
 void journal_state(struct daemon *d, const struct session_action *a)
 {
-    uint64_t epoch = d->session.rx_acked ? d->session.rx_acked : d->session.pipe.acked;
+    uint64_t epoch = daemon_is_standby(d) || a->from == ST_PROMOTING ? d->session.rx_acked : d->session.pipe.acked;
     struct json_object *o = new_event(d, "state");
 
     log_line(LOG_INFO, "%s: generation %llu, epoch %llu: %s -> %s (%s)", d->options.vm,
@@ -64,8 +66,14 @@ void journal_state(struct daemon *d, const struct session_action *a)
 
 void journal_note(struct daemon *d, enum log_level level, const char *type, const char *text)
 {
-    struct json_object *o = new_event(d, type);
+    struct json_object *o;
 
+    /* What is tried again twice a second, and strangers who knock, must not flood the log: once a minute is enough. */
+    if (d->note_ns && d->now_ns - d->note_ns < NOTE_AGAIN_NS && strcmp(d->note, text) == 0)
+        return;
+    snprintf(d->note, sizeof(d->note), "%s", text);
+    d->note_ns = d->now_ns;
+    o = new_event(d, type);
     log_line(level, "%s: %s", d->options.vm, text);
     json_object_object_add(o, "text", json_object_new_string(text));
     publish(d, o);

@@ -51,8 +51,8 @@ static void on_layout(struct daemon *d, const struct wire_record *rec)
         broken(d, WIRE_REFUSE_PROTOCOL, why);
     else
         mailbox_put(&d->box, &e);
-    if (rc > 0)
-        journal_note(d, LOG_WARNING, "layout", text); /* whole, where a REFUSE and a reason may be cut */
+    if (rc > 0 && strlen(text) >= SESSION_TEXT_BYTES)
+        journal_note(d, LOG_WARNING, "layout", text); /* whole, where a REFUSE and a reason are cut */
 }
 
 static void on_reason(struct daemon *d, const struct wire_record *rec)
@@ -203,7 +203,7 @@ void peer_send_heartbeat(struct daemon *d)
         .echo_ns = d->peer_sent_ns ? d->peer_sent_ns + (now - d->peer_sent_at_ns) : 0,
         .state = d->session.state,
     };
-    uint64_t epoch = d->session.rx_complete ? d->session.rx_complete : d->session.pipe.acked;
+    uint64_t epoch = daemon_is_standby(d) ? d->session.rx_complete : d->session.pipe.acked;
 
     link_send(&d->link, WIRE_HEARTBEAT, d->session.generation, epoch, &h, sizeof(h));
 }

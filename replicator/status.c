@@ -161,7 +161,7 @@ struct json_object *status_json(struct daemon *d)
     static const char *const outputs[] = { [OUTPUT_HOLD] = "hold", [OUTPUT_PASS] = "pass", [OUTPUT_DROP] = "drop" };
     const struct session *s = &d->session;
     const struct meters *m = &d->meters;
-    bool standby = s->rx_complete > 0;
+    bool standby = daemon_is_standby(d);
     struct json_object *o = json_object_new_object(), *totals = json_object_new_object();
 
     number(o, "version", 1);
