@@ -448,7 +448,7 @@ class Lab:
     def command(self, host, argv):
         """argv that runs a command inside a host."""
         self.check_host(host)
-        return ["nsenter", f"--net={labnet.namespace_path(self.space(host))}", *argv]
+        return labnet.inside(self.space(host), *argv)
 
     def status(self):
         """Everything a person or a test may want to know, as one object."""

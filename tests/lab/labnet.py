@@ -90,9 +90,17 @@ def run(argv, text=None, check=True):
     return done.stdout
 
 
+def inside(space, *argv):
+    """argv that runs a program inside a namespace.
+
+    Not `ip -n` nor `ip netns exec`: these also mount things, which fails in a plain chroot.
+    """
+    return ["nsenter", f"--net={namespace_path(space)}", *argv]
+
+
 def ip_batch(space, lines):
     """Runs `ip` lines inside a namespace, all in one process."""
-    run(["ip", "-n", space, "-batch", "-"], "\n".join(lines) + "\n")
+    run(inside(space, "ip", "-batch", "-"), "\n".join(lines) + "\n")
 
 
 def in_namespace(space, function):
@@ -257,7 +265,7 @@ def delete_host(lab, host):
     switch = namespace(lab, "sw")
     if switch in namespaces():
         for port in ports(host):
-            run(["ip", "-n", switch, "link", "del", port], check=False)
+            run(inside(switch, "ip", "link", "del", port), check=False)
     delete_namespace(namespace(lab, host))
 
 
@@ -303,7 +311,7 @@ def set_rules(lab, cuts, silent):
         ]
     space = namespace(lab, "sw")
     try:
-        run(["nsenter", f"--net={namespace_path(space)}", "nft", "-f", "-"], "\n".join(text) + "\n")
+        run(inside(space, "nft", "-f", "-"), "\n".join(text) + "\n")
     except LabError as error:
         raise LabError(
             f"cannot change what the switch blocks: {error}. A cut needs the nft program and the "
@@ -327,7 +335,7 @@ def packet_socket(space, interface, protocol=0x0003):
 def links(space):
     """[{name, up, address, addresses}] of a namespace's links but lo."""
     result = []
-    for link in json.loads(run(["ip", "-n", space, "-json", "addr", "show"]) or "[]"):
+    for link in json.loads(run(inside(space, "ip", "-json", "addr", "show")) or "[]"):
         if link.get("ifname") in (None, "lo"):
             continue
         result.append(

@@ -146,7 +146,7 @@ def spawn(space, argv, log, directory):
     """
     with open(log, "ab", buffering=0) as out:
         child = subprocess.Popen(
-            ["nsenter", f"--net={labnet.namespace_path(space)}", *argv],
+            labnet.inside(space, *argv),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

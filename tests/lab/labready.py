@@ -102,9 +102,7 @@ def wait_port(lab, record, address, port):
 
 
 def wait_guest_ready(lab, host, timeout_s):
-    """Waits for the guest's own word that its service answers (boot sector: for its first
-    frame).
-    """
+    """Waits for the guest's own word that its service answers (boot sector: its first frame)."""
     options = lab.options
     if options["workload"] == "bootsector":
         return wait_first_frame(lab, host, timeout_s)

@@ -60,7 +60,7 @@ class ClientProcess:
         self._data = b""
 
     def line(self, timeout_s):
-        """The next line as an object, None when none came in time; LabError if the program ended."""
+        """The next line as an object, None if none came in time; LabError at the program's end."""
         deadline = time.monotonic() + timeout_s
         fd = self.process.stdout.fileno()
         while b"\n" not in self._data:
