@@ -169,7 +169,7 @@ class Lab:
         """The logs of a lab that failed are what its user needs: they go to another folder before
         down().
         """
-        kept = os.path.join("/tmp", f"pollux-lab-{self.name}-failed-{os.getpid()}")
+        kept = os.path.join("/tmp", f"pollux-failed-lab-{self.name}-{os.getpid()}")
         try:
             os.mkdir(kept, 0o700)
         except OSError:

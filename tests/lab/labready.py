@@ -122,8 +122,8 @@ def wait_guest_ready(lab, host, timeout_s):
     try:
         while True:
             with open(log, "rb") as file:
-                text = file.read()
-            if READY_MARK in text.rpartition(b"\n")[0]:
+                text = file.read().rpartition(b"\n")[0]  # whole lines only
+            if READY_MARK in text:
                 break
             now = time.monotonic()
             bad = next((mark for mark in FAILED_MARKS if mark in text), None)

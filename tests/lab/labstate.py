@@ -44,7 +44,7 @@ def known_labs():
     labs = {}
     for entry in sorted(os.listdir(base_dir())):
         path = os.path.join(base_dir(), entry)
-        if entry.startswith("pollux-lab-") and os.path.isdir(path):
+        if entry.startswith("pollux-lab-") and os.path.isdir(path):  # state.json may be on its way
             labs[entry[len("pollux-lab-") :]] = path
     return labs
 
