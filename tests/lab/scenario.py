@@ -306,7 +306,24 @@ class Scenario(unittest.TestCase):
         at = time.monotonic_ns()
         os.kill(record["pid"], number)
         labproc.wait_gone([record["pid"]])
+        if role == "polluxd":
+            self.wait_silent(lab, host)
         return at
+
+    def wait_silent(self, lab, host):
+        """Waits until nobody listens on a control socket: io_uring lets go of sockets a moment after its process died."""
+        path = lab.path(host, "control.sock")
+
+        def listens():
+            with open("/proc/thread-self/net/unix", encoding="utf-8", errors="replace") as file:
+                return any(line.rstrip("\n").endswith(" " + path) and line.split()[3] == "00010000" for line in file)
+
+        deadline = time.monotonic() + STEP_S
+        fresh = threading.Event()
+        while labnet.in_namespace(lab.space(host), listens):
+            if time.monotonic() > deadline:
+                raise LabError(f"{path} is still listened on")
+            fresh.wait(0.005)
 
     def start_polluxd(self, lab, host, *extra, change=None):
         """Starts a host's polluxd with more (or other) arguments than the lab's own."""

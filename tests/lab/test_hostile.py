@@ -4,6 +4,7 @@
 
 The hostile side speaks from the host that could be the peer, with records made by tests/tools/stream_writer.py.
 """
+import contextlib
 import json
 import socket
 import struct
@@ -15,7 +16,7 @@ import labqmp
 from labstate import LabError
 from scenario import STEP_S, Frames, Scenario
 from stream_reader import HEADER
-from stream_writer import (EPOCH_BEGIN, HEARTBEAT, HELLO, LAYOUT, PAGES, RAW, REFUSE, ZERO, Stream, layout_payload, pages_payload)
+from stream_writer import EPOCH_BEGIN, HEARTBEAT, HELLO, LAYOUT, PAGES, RAW, REFUSE, ZERO, Stream, pages_payload
 
 VM = labdaemon.VM
 CONTROL_CLIENTS = 16
@@ -69,8 +70,8 @@ class Peer:
             if got[0] == REFUSE:
                 texts.append(got[1][8:].rstrip(b"\0").decode())
 
-    def greet(self, **hello):
-        """Introduces itself as an active with exactly the layout that the other side has."""
+    def greet(self, change=(b"", b""), **hello):
+        """Introduces itself as an active with exactly the layout that the other side has, or with one change in it."""
         self.send(self.stream.hello(role=1, vm=VM, instance=b"hostile peer....", **hello))
         layout = None
         while layout is None:
@@ -79,7 +80,7 @@ class Peer:
                 raise LabError("closed during the introduction")
             if got[0] == LAYOUT:
                 layout = got[1]
-        self.send(self.stream.record(LAYOUT, layout))
+        self.send(self.stream.record(LAYOUT, layout.replace(*change)))
 
     def close(self):
         self.sock.close()
@@ -106,18 +107,18 @@ class HostilePeers(Scenario):
         page = [(0, RAW, b"x" * 4096)]
         hello = {"role": 1, "vm": VM, "instance": b"hostile peer...."}
         cases = (
-            ("garbage", raw(b"GET / HTTP/1.1\r\nHost: pollux\r\n\r\n" + bytes(range(256))), "magic"),
-            ("a wrong magic", made(lambda s: s.record(HELLO, bytes(88), magic=0x12345678)), "magic"),
+            ("garbage", raw(b"GET / HTTP/1.1\r\nHost: pollux\r\n\r\n" + bytes(range(256))), "PLXR"),
             ("records before HELLO", made(lambda s: s.heartbeat()), "HELLO"),
-            ("another version", made(lambda s: s.hello(version_min=9, version_max=9, **hello) + s.layout({"a": "b"})), "version"),
-            ("another VM", made(lambda s: s.hello(role=1, vm="db1") + s.layout({"a": "b"})), "another VM"),
-            ("a standby", made(lambda s: s.hello(**{**hello, "role": 2}) + s.layout({"a": "b"})), "standby"),
-            ("an outdated generation", lambda p: p.send(Stream(generation=0).hello(**hello)), "generation"),
-            ("a record that is too long", made(lambda s: s.hello(**hello) + s.record(HEARTBEAT, bytes(72))), "length"),
-            ("a length beyond any record", made(lambda s: s.hello(**hello) + s.record(PAGES, b"", 1, length=0xFFFFFFF8)), "length"),
+            ("a wrong magic", made(lambda s: s.record(HELLO, bytes(88), magic=0x12345678)), "PLXR"),
+            ("the HELLO of another version", made(lambda s: s.hello(version_min=9, version_max=9, **hello) + s.layout({"a": "b"})), "version"),
+            ("the HELLO of another VM", made(lambda s: s.hello(role=1, vm="db1") + s.layout({"a": "b"})), "another VM"),
+            ("the HELLO of a standby", made(lambda s: s.hello(**{**hello, "role": 2}) + s.layout({"a": "b"})), "standby"),
+            ("the HELLO of an outdated active", lambda p: p.send(Stream(generation=0).hello(**hello)), "generation"),
+            ("a record that is too long", made(lambda s: s.hello(**hello) + s.record(HEARTBEAT, bytes(72))), "longer than its type"),
             ("a wrong checksum", made(lambda s: s.hello(**hello) + s.record(LAYOUT, b"a=b\n", checksum=1)), "checksum"),
+            ("a length beyond any record", made(lambda s: s.hello(**hello) + s.record(PAGES, b"", 1, length=0xFFFFFFF8)), "longer than"),
             ("a wrong sequence", made(lambda s: s.hello(**hello) + s.record(LAYOUT, b"a=b\n", sequence=7)), "sequence"),
-            ("a layout of another VM", made(lambda s: s.hello(**hello) + s.record(LAYOUT, layout_payload({"cpus": "99"}))), "cpus"),
+            ("a layout that differs", lambda p: p.greet((b"cpus=1\n", b"cpus=9\n")), "number of processors: 1 here, 9 there"),
             ("a page outside of RAM", in_epoch(lambda s: s.pages(1, [(1 << 30, ZERO, b"")])), "page"),
             ("a broken batch", in_epoch(lambda s: s.record(PAGES, pages_payload(page, nr_pages=65), 1)), "PAGES"),
             ("a wrong epoch digest", in_epoch(lambda s: s.pages(1, page) + s.state(1, b"abc") + s.epoch_end(1, digest=1)), "digest"),
@@ -125,8 +126,9 @@ class HostilePeers(Scenario):
             ("records of another generation", lambda p: (p.greet(), p.send(p.stream.record(
                 EPOCH_BEGIN, struct.pack("<IIQ", 1, 0, 0), 1, generation=77))), "generation"),
         )
+        untold = ("an epoch out of order",)  # the peer only sees the end of the connection
         for name, act, word in cases:
-            with self.fact(f"a peer that sends {name} is dropped, with one line that says why"):
+            with self.fact(f"{name} from a peer: dropped, with one line that says why"):
                 since = self.log_size(lab, "b")
                 peer = Peer(lab)
                 try:
@@ -135,8 +137,12 @@ class HostilePeers(Scenario):
                 finally:
                     peer.close()
                 self.wait_state(lab, "b", "standby-wait")
+                if name in untold:
+                    self.assertIn(word, self.log(lab, "b", since=since))
+                    continue
                 self.assertTrue(any(word.lower() in text.lower() for text in texts), f"REFUSE says why: {texts}")
-                said = [line for line in self.log(lab, "b", since=since).splitlines() if word.lower() in line.lower()]
+                said = [line for line in self.log(lab, "b", since=since).splitlines() if ": info: " not in line]
+                self.assertIn(word.lower(), " ".join(said).lower())
                 self.assertEqual(len(said), 1, self.log(lab, "b", since=since))
 
         with self.fact("half an epoch and then silence: given up after the time-out, the part thrown away"):
@@ -219,7 +225,12 @@ class HostileClients(Scenario):
                 self.assertEqual((answer["ok"], answer["code"]), (False, 64))
                 self.assertIn(word, answer["error"])
         with self.fact("a hundred clients of the control socket: polluxd stays in service, and answers when they are gone"):
-            sockets = [labqmp.connect_unix(path, time.monotonic() + STEP_S) for _ in range(4 * CONTROL_CLIENTS)]
+            sockets = []
+            for _ in range(100):
+                with contextlib.suppress(BlockingIOError):  # the queue is full: turned away at the door
+                    sockets.append(labqmp.connect_unix(path, time.monotonic() + STEP_S))
+            self.assertGreater(len(sockets), CONTROL_CLIENTS)
+            frames.flow(50)
             for sock in sockets:
                 sock.close()
             acked = self.wait_state(lab, "b", "protected")["acked"]

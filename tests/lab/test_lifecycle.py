@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """test_lifecycle.py - what a guest and an operator do in the course of time: reboot, power off, unpair and pair again"""
+import labdaemon
 from labstate import LabError
 from scenario import Frames, Increments, Scenario
 
@@ -49,6 +50,10 @@ class Lifecycle(Scenario):
             code, text = self.pollux(lab, "a", "promote")
             self.assertEqual(code, 107, text)
             code, text = self.pollux(lab, "a", "promote", "--force")
+            self.assertEqual(code, 107, text)
+            self.assertIn("--yes-i-accept-data-loss", text)
+            self.wait_state(lab, "b", "protected")
+            code, text = self.pollux(lab, "a", "promote", "--force", "--yes-i-accept-data-loss", labdaemon.VM)
             self.assertEqual(code, 0, text)
             self.wait_event(lab, "a", lambda e: e["type"] == "promoted", "promoted")
             self.wait_state(lab, "b", "outdated")

@@ -115,10 +115,10 @@ class Refused(Scenario):
         self.frames = self.follow(Frames(lab))
         self.frames.flow()
         for fact, overrides, words in (
-                ("other RAM size", {"standby_memory": 96}, ("ram:pc.ram", "67108864", "100663296")),
-                ("other machine type", {"standby_machine": "q35"}, ("machine", "pc-i440fx", "pc-q35")),
-                ("another number of processors", {"standby_smp": 2}, ("cpus", "1", "2")),
-                ("a device more", {"standby_device": ["virtio-rng-pci"]}, ("section:", "virtio-rng")),
+                ("other RAM size", {"standby_memory": 96}, ("RAM block pc.ram", "67108864 bytes here", "100663296 bytes there")),
+                ("other machine type", {"standby_machine": "q35"}, ("machine type", "pc-i440fx", "pc-q35")),
+                ("another number of processors", {"standby_smp": 2}, ("number of processors: 1 here, 2 there",)),
+                ("a device more", {"standby_device": ["virtio-rng-pci"]}, ("device section", "virtio-rng", "missing here")),
         ):
             with self.fact(f"{fact}: refused, the difference named"):
                 self.differ(lab, **overrides)
@@ -131,7 +131,7 @@ class Refused(Scenario):
             self.addCleanup(other.close)
             self.start_polluxd(lab, "b", change={"--qmp": path})
             self.wait_state(lab, "b", "standby-wait")
-            self.expect(lab, ("qemu", "another 1:2.3-4"))
+            self.expect(lab, ("QEMU", "another 1:2.3-4 there"))
         with self.fact("another VM's standby: refused, both names said"):
             self.kill(lab, "b", "polluxd")
             self.start_polluxd(lab, "b", change={"--vm": "other"})
