@@ -17,7 +17,7 @@ void session_config_default(struct session_config *c)
 {
     *c = (struct session_config){
         .heartbeat_ns = 20000000,
-        .peer_timeout_ns = 100000000,
+        .peer_timeout_ns = 150000000,
         .hello_timeout_ns = 5000000000,
         .reconnect_ns = 500000000,
         .arbiter_retry_ns = 200000000,
@@ -80,7 +80,7 @@ bool session_alone(const struct session *s)
     return s->state == ST_ALONE || s->state == ST_SYNCING;
 }
 
-static void disconnect(struct session *s)
+void session_disconnect(struct session *s)
 {
     if (s->link_up)
         session_act(s, SA_DISCONNECT);
@@ -98,7 +98,10 @@ static void refuse(struct session *s, int code, const char *text)
 
 void session_lose_peer(struct session *s, const char *reason)
 {
-    disconnect(s);
+    if (MUTANT(ACK_WHILE_ASKING) && s->state == ST_STANDBY_READY)
+        s->last_rx_ns = s->now_ns + s->config.hello_timeout_ns; /* goes on listening */
+    else
+        session_disconnect(s);
     switch (s->state) {
     case ST_ALONE:
         snprintf(s->reason, sizeof(s->reason), "%s", reason);
@@ -112,12 +115,15 @@ void session_lose_peer(struct session *s, const char *reason)
     case ST_ENTERING:
     case ST_PROTECTED:
         session_claim(s, reason);
+        if (s->state == ST_ALONE)
+            s->connect_at_ns = s->paired ? s->now_ns + s->config.reconnect_ns : NEVER;
         break;
     case ST_STANDBY_SYNCING:
         session_standby_leave(s, reason);
         break;
     case ST_STANDBY_READY:
         session_move(s, ST_STANDBY_ASKING, reason);
+        s->rx_asked = s->rx_acked;
         if (MUTANT(PROMOTE_WITHOUT_GRANT)) {
             s->generation++;
             session_standby_promote(s, reason);
@@ -130,13 +136,30 @@ void session_lose_peer(struct session *s, const char *reason)
     }
 }
 
-/* A QEMU is there: what we are follows from what was saved and from whether its guest has run. */
-static void adopt_guest(struct session *s)
+static void outdated(struct session *s, const char *reason)
 {
+    session_move(s, ST_OUTDATED, reason);
+    session_act_done(s, SA_STOP_GUEST, &s->wait_stop);
+    session_output(s, OUTPUT_DROP);
+}
+
+/* A QEMU is there: what we are follows from what was saved and from whether its guest has run. */
+static void adopt_guest(struct session *s, bool booted_anew)
+{
+    /* A polluxd before us may have left QEMU in a checkpoint session: a new one could not start. */
+    s->started = s->persist.role != ROLE_NONE;
+    session_stop_checkpoint(s);
     if (s->guest == GUEST_FRESH) {
         session_move(s, ST_STANDBY_WAIT, "the guest has not run here");
         return;
     }
+    if (booted_anew && (s->persist.role == ROLE_ACTIVE_PROTECTING || s->persist.role == ROLE_STANDBY)) {
+        /* Whatever was protected is not in this QEMU, so it must not even ask. */
+        outdated(s, "QEMU was started anew, and the state that was protected is not in it");
+        session_save(s, ROLE_OUTDATED);
+        return;
+    }
+    s->maybe_stopped = true;
     switch (s->persist.role) {
     case ROLE_NONE:
     case ROLE_NUM:
@@ -144,7 +167,7 @@ static void adopt_guest(struct session *s)
         break;
     case ROLE_ACTIVE_ALONE:
         session_move(s, ST_ALONE, "no standby since before polluxd started");
-        session_output(s, OUTPUT_PASS);
+        session_pass_and_run(s);
         s->connect_at_ns = s->paired ? s->now_ns : NEVER;
         break;
     case ROLE_ACTIVE_PROTECTING:
@@ -154,9 +177,7 @@ static void adopt_guest(struct session *s)
         session_claim(s, "polluxd started while the guest ran");
         break;
     case ROLE_OUTDATED:
-        session_move(s, ST_OUTDATED, "another side was granted the guest before");
-        session_act_done(s, SA_STOP_GUEST, &s->wait_stop);
-        session_output(s, OUTPUT_DROP);
+        outdated(s, "another side was granted the guest before");
         break;
     }
 }
@@ -171,7 +192,7 @@ static void on_guest(struct session *s, const struct session_event *e)
         (s->persist.role == ROLE_NONE || s->persist.role == ROLE_NUM))
         return;
     if (s->state == ST_NONE || s->state == ST_ENDED)
-        adopt_guest(s);
+        adopt_guest(s, e->type == SE_GUEST_ATTACHED && e->flag);
 }
 
 static void on_start(struct session *s, const struct session_event *e)
@@ -194,9 +215,10 @@ static void on_guest_over(struct session *s, const struct session_event *e)
         struct session_action *a = session_act(s, lost ? SA_SEND_GONE : SA_SEND_ENDED);
         a->code = 1;
     }
-    s->started = false;
-    s->pipe.capturing = false;
-    s->frozen = false;
+    s->started = s->pipe.capturing = s->frozen = false;
+    s->first_claim = s->unpairing = false;
+    /* Nothing that this QEMU was asked will be answered. */
+    s->wait_output = s->wait_start = s->wait_stop = s->wait_load = s->wait_run = 0;
     s->connect_at_ns = s->ask_at_ns = NEVER;
     session_reply(s, 1, "the guest ended meanwhile");
     session_move(s, ST_ENDED,
@@ -206,7 +228,7 @@ static void on_guest_over(struct session *s, const struct session_event *e)
     if (!lost)
         session_save(s, ROLE_NONE);
     if (!told)
-        disconnect(s);
+        session_disconnect(s);
     if (s->ending)
         session_act(s, SA_EXIT);
 }
@@ -238,8 +260,7 @@ static void on_link_up(struct session *s, const struct session_event *e)
 static void suspect_outdated(struct session *s)
 {
     refuse(s, 5, "the peer knows a newer generation than this active side");
-    session_output(s, OUTPUT_HOLD);
-    session_claim(s, "the peer knows a newer generation");
+    session_doubt(s);
 }
 
 static void on_peer_hello(struct session *s, const struct session_event *e)
@@ -293,9 +314,8 @@ static void on_peer_refused(struct session *s, const struct session_event *e)
 
     snprintf(text, sizeof(text), "the peer refused: %s", e->text ? e->text : "");
     if (e->code == 5 && s->state == ST_ALONE) {
-        disconnect(s);
-        session_output(s, OUTPUT_HOLD);
-        session_claim(s, "the peer knows a newer generation");
+        session_disconnect(s);
+        session_doubt(s);
         return;
     }
     session_lose_peer(s, text);
@@ -306,7 +326,7 @@ static void on_peer_refused(struct session *s, const struct session_event *e)
 static void on_peer_ended(struct session *s)
 {
     if (s->state == ST_STANDBY_READY || s->state == ST_STANDBY_SYNCING) {
-        disconnect(s);
+        session_disconnect(s);
         session_standby_leave(s, "the active's guest ended, or was unpaired");
         session_save(s, ROLE_STANDBY);
     }
@@ -315,11 +335,6 @@ static void on_peer_ended(struct session *s)
 static void start_failed(struct session *s, const char *what)
 {
     refuse(s, 7, what);
-    if (s->state == ST_ENTERING) {
-        session_stop_checkpoint(s);
-        session_output(s, OUTPUT_PASS); /* the standby has no whole epoch: we are still alone */
-        session_move(s, ST_ALONE, what);
-    }
     session_lose_peer(s, what);
     if (s->state == ST_ALONE && s->paired)
         s->connect_at_ns = s->now_ns + 10 * s->config.reconnect_ns;
@@ -345,6 +360,8 @@ static void on_save_done(struct session *s, int error)
     } else {
         session_standby_ack(s);
     }
+    if (s->state == ST_CLAIMING)
+        session_ask(s); /* it waited for the nonce to be on disk */
 }
 
 static bool take(uint64_t *wait, const struct session_event *e)
@@ -386,6 +403,22 @@ static void on_guest_stopped(struct session *s)
 {
     s->frozen = true;
     session_on_output_waits(s);
+    /* It was on its way while we became alone: nothing is held any more, and nobody else would resume it. */
+    if (session_alone(s) && !s->wait_run)
+        session_act_done(s, SA_RUN, &s->wait_run);
+}
+
+static void on_guest_resumed(struct session *s)
+{
+    /* Until QEMU has answered our stop, a resume is older than it. */
+    if (!s->wait_stop)
+        s->frozen = false;
+}
+
+static void on_rx_paused(struct session *s, const struct session_event *e)
+{
+    s->rx_paused = e->flag;
+    s->last_rx_ns = s->now_ns; /* what the peer said meanwhile has not been read yet */
 }
 
 static void dispatch(struct session *s, const struct session_event *e)
@@ -397,7 +430,7 @@ static void dispatch(struct session *s, const struct session_event *e)
     case SE_GUEST_LOST:
     case SE_GUEST_ENDED: on_guest_over(s, e); break;
     case SE_GUEST_STOPPED: on_guest_stopped(s); break;
-    case SE_GUEST_RESUMED: s->frozen = false; break;
+    case SE_GUEST_RESUMED: on_guest_resumed(s); break;
     case SE_OP_PAIR: session_on_pair(s, e); break;
     case SE_OP_UNPAIR: session_on_unpair(s); break;
     case SE_OP_PROMOTE: session_on_promote(s, e); break;
@@ -429,7 +462,7 @@ static void dispatch(struct session *s, const struct session_event *e)
     case SE_RX_COMPLETE: session_on_rx_complete(s, e); break;
     case SE_APPLIED: session_on_applied(s, e); break;
     case SE_RELEASED: on_released(s, e); break;
-    case SE_RX_PAUSED: s->rx_paused = e->flag; break;
+    case SE_RX_PAUSED: on_rx_paused(s, e); break;
     case SE_ARBITER: session_on_arbiter(s, e); break;
     case SE_DONE: on_done(s, e); break;
     case SE_NUM: break;
@@ -443,6 +476,8 @@ static int64_t silence_at(const struct session *s)
         return NEVER;
     if (!s->peer_layout)
         return s->link_up_ns + s->config.hello_timeout_ns;
+    if (s->state == ST_SYNCING || s->state == ST_STANDBY_SYNCING) /* nothing to lose yet, and much to do */
+        return s->last_rx_ns + s->config.hello_timeout_ns;
     return s->last_rx_ns + s->config.peer_timeout_ns;
 }
 

@@ -83,7 +83,8 @@ struct session_config {
 enum session_event_type {
     SE_START,          /* .persist, .guest, .flag paired: polluxd started */
     SE_TICK,           /* session_deadline() passed */
-    SE_GUEST_ATTACHED, /* .guest: a QEMU was connected later */
+    SE_GUEST_ATTACHED, /* .guest: a QEMU was connected later; .flag: it runs, and shows no trace of a polluxd
+                          before us (it has NICs, none with a checkpoint-buffer): it booted anew */
     SE_GUEST_LOST,     /* .text: QMP closed, QEMU died */
     SE_GUEST_ENDED,    /* guest shut down by itself */
     SE_GUEST_STOPPED,  /* the output buffer's limit (or an operator) stopped the guest */
@@ -226,10 +227,13 @@ struct session {
     bool peer_hello, peer_layout;
     bool rx_paused;
     bool frozen;            /* we or the output limit stopped the guest */
+    bool maybe_stopped;     /* the polluxd before us may have, or may have died before it resumed it */
     bool adopt;
     bool op_pending;        /* an operator command waits for its SA_OP_REPLY */
     bool ending, unpairing; /* what to do once alone */
     bool asking;            /* an SA_ASK is out */
+    uint64_t asked_expect;  /* of that ask: the answer belongs to it and to nothing later */
+    uint8_t asked_nonce[16];
     bool forced;            /* generation was taken by promote --force */
     bool started;           /* checkpoint-start was asked for and not stopped */
     bool first_claim;       /* CLAIMING for the first generation: a refusal is an error, not a loss */
@@ -238,6 +242,7 @@ struct session {
     uint64_t serial;
     uint64_t wait_save, wait_output, wait_start, wait_stop, wait_load, wait_run; /* serials; 0: none */
     uint64_t rx_complete, rx_acked, rx_applied; /* standby */
+    uint64_t rx_asked;      /* last epoch acked when the arbiter was asked: none is acked after it */
     struct session_pipe pipe;
     int64_t now_ns;
     int64_t last_rx_ns, last_tx_ns, link_up_ns;
@@ -292,8 +297,8 @@ enum session_mutant {
     MUTANT_PROMOTE_STALE,         /* rule 2: loads the epoch before the last acked one */
     MUTANT_REFUSED_GOES_ON,       /* rule 3: the loser keeps running */
     MUTANT_UNREACHABLE_IS_YES,    /* rule 4: silence of the arbiter counts as a grant */
-    MUTANT_ACK_BEFORE_COMPLETE,   /* standby acks at EPOCH_BEGIN */
-    MUTANT_ACK_WHILE_ASKING,      /* standby acks after it asked */
+    MUTANT_ACK_BEFORE_COMPLETE,   /* standby acks at EPOCH_BEGIN (but for a FULL epoch) */
+    MUTANT_ACK_WHILE_ASKING,      /* standby goes on acking after it asked, and loads what it had then */
     MUTANT_ALONE_NOT_GIVEN_UP,    /* enters protection without holding output first */
     MUTANT_NUM
 };

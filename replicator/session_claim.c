@@ -31,6 +31,14 @@ void session_output(struct session *s, enum session_output mode)
     session_act_done(s, SA_OUTPUT, &s->wait_output)->code = mode;
 }
 
+void session_pass_and_run(struct session *s)
+{
+    session_output(s, OUTPUT_PASS);
+    if (s->frozen || s->maybe_stopped)
+        session_act_done(s, SA_RUN, &s->wait_run);
+    s->maybe_stopped = false;
+}
+
 void session_stop_checkpoint(struct session *s)
 {
     if (!s->started)
@@ -57,26 +65,49 @@ void session_ask(struct session *s)
 {
     struct session_action *a;
 
-    if (s->asking)
+    /* A grant whose nonce is not on disk could not be asked for again by the polluxd after us. */
+    if (s->asking || (s->wait_save && s->state == ST_CLAIMING))
         return;
     s->asking = true;
     s->ask_at_ns = NEVER;
+    s->asked_expect = s->generation;
+    memcpy(s->asked_nonce, s->persist.nonce, sizeof(s->asked_nonce));
     a = session_act(s, SA_ASK);
     a->expect = s->generation;
     a->next = s->generation + 1;
     memcpy(a->nonce, s->persist.nonce, sizeof(a->nonce));
 }
 
+/* The last part of epoch 1 was not sent, so no standby can have it: the right to run alone was never given up. */
+static void alone_again(struct session *s, const char *reason)
+{
+    session_move(s, ST_ALONE, reason);
+    session_pass_and_run(s);
+    session_save(s, ROLE_ACTIVE_ALONE);
+}
+
 /* We run the guest but may no longer (or not yet) call ourselves alone: ask. */
 void session_claim(struct session *s, const char *reason)
 {
     session_stop_checkpoint(s);
+    if (s->state == ST_ENTERING && !s->pipe.sent) {
+        alone_again(s, reason);
+        return;
+    }
     session_move(s, ST_CLAIMING, reason);
     s->claiming_since_ns = s->now_ns;
     s->connect_at_ns = NEVER;
     if (MUTANT(PASS_WITHOUT_GRANT))
         session_output(s, OUTPUT_PASS);
     session_ask(s);
+}
+
+/* The peer says that the right to run alone was won by somebody later than us: only the arbiter can tell. */
+void session_doubt(struct session *s)
+{
+    session_output(s, OUTPUT_HOLD);
+    session_save(s, ROLE_ACTIVE_PROTECTING); /* a polluxd after us must doubt it as well */
+    session_claim(s, "the peer knows a newer generation");
 }
 
 /* Alone for good or on the way out: what an operator's unpair or a shutdown waits for. */
@@ -100,10 +131,8 @@ static void granted_alone(struct session *s, const char *reason)
 {
     s->first_claim = false;
     session_move(s, ST_ALONE, reason);
-    session_output(s, OUTPUT_PASS);
+    session_pass_and_run(s);
     session_save(s, ROLE_ACTIVE_ALONE);
-    if (s->frozen)
-        session_act_done(s, SA_RUN, &s->wait_run);
     s->connect_at_ns = s->paired && !s->ending && !s->unpairing ? s->now_ns : NEVER;
     if (!s->unpairing)
         session_reply(s, 0, "the arbiter granted this side; syncing goes on in the background");
@@ -128,6 +157,7 @@ static void refused(struct session *s, const struct session_event *e)
                       "keep, say pair --adopt");
         return;
     }
+    s->unpairing = false;
     if (MUTANT(REFUSED_GOES_ON)) {
         session_move(s, ST_ALONE, text);
         session_output(s, OUTPUT_PASS);
@@ -156,14 +186,18 @@ static void unreachable(struct session *s)
     }
 }
 
-/* The register of a first claim is ours to continue if we hold it, or if the operator says so. */
-static bool continue_first_claim(struct session *s, const struct session_event *e)
+/*
+ * The register is ours to continue if we hold it: the guest runs here, so it has run here since that grant, and
+ * the grant is the last. (The file that would have known of it was not written.) A first claim may also continue
+ * a register of others, if the operator says so.
+ */
+static bool continue_claim(struct session *s, const struct session_event *e)
 {
-    if (!s->first_claim || e->generation <= s->generation || !(e->flag || s->adopt))
+    if (s->state != ST_CLAIMING || e->generation <= s->generation || !(e->flag || (s->first_claim && s->adopt)))
         return false;
     s->adopt = false;
     s->generation = e->generation;
-    session_ask(s);
+    session_save(s, s->first_claim ? s->persist.role : ROLE_ACTIVE_PROTECTING); /* the ask follows */
     return true;
 }
 
@@ -175,6 +209,10 @@ void session_on_arbiter(struct session *s, const struct session_event *e)
     s->asking = false;
     if (!wanted)
         return;
+    if (s->asked_expect != s->generation || memcmp(s->asked_nonce, s->persist.nonce, sizeof(s->asked_nonce)) != 0) {
+        session_ask(s); /* that answer was to a question of before */
+        return;
+    }
     if (yes) {
         s->generation++;
         s->ask_at_ns = NEVER;
@@ -184,7 +222,7 @@ void session_on_arbiter(struct session *s, const struct session_event *e)
             session_standby_promote(s, s->reason);
     } else if (e->code == GRANT_NO) {
         s->ask_at_ns = NEVER;
-        if (!continue_first_claim(s, e))
+        if (!continue_claim(s, e))
             refused(s, e);
     } else {
         unreachable(s);

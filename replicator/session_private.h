@@ -28,6 +28,9 @@ struct session_action *session_act_done(struct session *s, enum session_action_t
 /** The one way to change the state: checks the table, tells the caller. */
 void session_move(struct session *s, enum session_state to, const char *reason);
 
+/** Hang up, if there is a link. */
+void session_disconnect(struct session *s);
+
 /** The peer is lost, refused or broken: what follows depends on the state. */
 void session_lose_peer(struct session *s, const char *reason);
 
@@ -58,8 +61,12 @@ void session_on_run_done(struct session *s, int error);
 /* session_claim.c: generations, the arbiter, the operator */
 void session_save(struct session *s, enum session_role role);
 void session_output(struct session *s, enum session_output mode);
+
+/** Alone: what is held goes out, and a guest that was stopped for it goes on. */
+void session_pass_and_run(struct session *s);
 void session_stop_checkpoint(struct session *s);
 void session_claim(struct session *s, const char *reason);
+void session_doubt(struct session *s);
 void session_ask(struct session *s);
 void session_on_arbiter(struct session *s, const struct session_event *e);
 void session_reply(struct session *s, int code, const char *text);

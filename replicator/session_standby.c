@@ -21,6 +21,8 @@ void session_standby_begin(struct session *s, uint64_t generation)
 void session_standby_leave(struct session *s, const char *reason)
 {
     session_stop_checkpoint(s);
+    if (MUTANT(ACK_WHILE_ASKING))
+        session_disconnect(s);
     s->rx_complete = s->rx_acked = s->rx_applied = 0;
     session_move(s, ST_STANDBY_WAIT, reason);
 }
@@ -28,12 +30,12 @@ void session_standby_leave(struct session *s, const char *reason)
 void session_on_rx_begin(struct session *s, const struct session_event *e)
 {
     bool good = s->state == ST_STANDBY_SYNCING ? e->flag && e->epoch == 1 && s->rx_complete == 0
-                : s->state == ST_STANDBY_READY ? !e->flag && e->epoch == s->rx_complete + 1
-                                               : false;
+                : s->state == ST_STANDBY_READY || MUTANT(ACK_WHILE_ASKING) ? !e->flag && e->epoch == s->rx_complete + 1
+                                                                           : false;
 
     if (!good)
         session_lose_peer(s, "the active sent an epoch out of order");
-    else if (MUTANT(ACK_BEFORE_COMPLETE))
+    else if (MUTANT(ACK_BEFORE_COMPLETE) && !e->flag)
         session_act(s, SA_SEND_ACK)->epoch = e->epoch;
 }
 
@@ -49,7 +51,7 @@ void session_standby_ack(struct session *s)
         s->rx_acked++;
         if (s->state == ST_STANDBY_SYNCING)
             session_move(s, ST_STANDBY_READY, "epoch 1 is whole");
-        if (!MUTANT(ACK_BEFORE_COMPLETE)) {
+        if (!MUTANT(ACK_BEFORE_COMPLETE) || s->rx_acked == 1) {
             session_act(s, SA_SEND_ACK)->epoch = s->rx_acked;
             s->last_tx_ns = s->now_ns;
         }
@@ -84,7 +86,9 @@ void session_standby_promote(struct session *s, const char *reason)
 {
     session_move(s, ST_PROMOTING, reason);
     session_act_done(s, SA_LOAD, &s->wait_load)->epoch =
-        MUTANT(PROMOTE_STALE) && s->rx_acked > 1 ? s->rx_acked - 1 : s->rx_acked;
+        MUTANT(PROMOTE_STALE) && s->rx_acked > 1 ? s->rx_acked - 1
+        : MUTANT(ACK_WHILE_ASKING)               ? s->rx_asked
+                                                 : s->rx_acked;
 }
 
 void session_on_load_done(struct session *s, int error)
@@ -111,6 +115,8 @@ void session_on_run_done(struct session *s, int error)
         session_move(s, ST_BROKEN, "granted and loaded, but the guest did not start");
         return;
     }
+    if (MUTANT(ACK_WHILE_ASKING))
+        session_disconnect(s);
     session_act(s, SA_ANNOUNCE);
     session_move(s, ST_ALONE, "promoted, no standby");
     session_save(s, ROLE_ACTIVE_ALONE);

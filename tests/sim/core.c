@@ -123,6 +123,12 @@ void world_fail(struct world *w, const char *fmt, ...)
 
     if (w->failed)
         return;
+    if (w->outside && strncmp(fmt, "oracle a", 8) != 0 && strncmp(fmt, "oracle b", 8) != 0 &&
+        strncmp(fmt, "oracle d", 8) != 0) {
+        if (strncmp(fmt, "oracle", 6) != 0)
+            w->world_end = w->now; /* the simulator itself cannot go on */
+        return;
+    }
     w->failed = true;
     va_start(ap, fmt);
     vsnprintf(w->why, sizeof(w->why), fmt, ap);
@@ -198,7 +204,7 @@ static void heap_event(struct world *w)
     case H_ARBITER_UP: w->arbiter.up = true; break;
     case H_PHASE: fault_phase(w); break;
     case H_SCENARIO: scenario_fire(w, i.a); break;
-    case H_BUSY: break;
+    case H_BUSY: fault_busy(w, (int64_t)i.a); break;
     }
 }
 
@@ -226,7 +232,7 @@ bool world_turn(struct world *w)
     unsigned first = 0;
     int64_t at = w->due[0];
 
-    for (unsigned i = 1; i < DUE_NUM; i++) {
+    for (unsigned i = 1; i < w->due_nr; i++) {
         if (w->due[i] < at) {
             at = w->due[i];
             first = i;

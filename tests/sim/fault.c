@@ -22,7 +22,7 @@ const char *const fault_name[F_NUM] = {
     [F_BUSY] = "busy guest", [F_QMP_SLOW] = "QEMU is slow", [F_CLOCK_JUMP] = "the clock jumps", [F_UNPAIR] = "unpair",
     [F_SHUTDOWN] = "polluxd is told to end", [F_PROMOTE] = "promote", [F_GUEST_ENDS] = "the guest shuts down",
     [F_COLD_BOOT] = "QEMU is restarted and boots", [F_REPLACE_QEMU] = "QEMU is replaced by a fresh one", [F_HEAL] = "all is healed",
-    [F_PROMOTE_ASK] = "promote --force while ready", [F_FORCE] = "promote --force",
+    [F_QMP_LOST] = "the QMP connection ends", [F_PROMOTE_ASK] = "promote --force while ready", [F_FORCE] = "promote --force",
 };
 
 struct weight {
@@ -45,7 +45,7 @@ static const struct weight weights[] = {
     { F_QMP_SLOW, 6, 100 * MS, 3 * SEC },     { F_CLOCK_JUMP, 4, 20 * MS, 10 * SEC },
     { F_UNPAIR, 3, 0, 0 },                    { F_SHUTDOWN, 4, 0, 0 },
     { F_PROMOTE_ASK, 4, 0, 0 },               { F_PROMOTE, 1, 0, 0 },
-    { F_GUEST_ENDS, 1, 0, 0 },
+    { F_GUEST_ENDS, 1, 0, 0 },                { F_QMP_LOST, 3, 0, 0 },
 };
 
 static void until(int64_t *t, int64_t at)
@@ -110,6 +110,7 @@ static void cold_boot(struct world *w, struct side *d)
     if (d->q.alive)
         qemu_kill(w, d, false);
     qemu_boot(w, d, false, oracle_node(w, 0));
+    d->q.stranger = true;
 }
 
 static void pause_side(struct world *w, struct side *d, int64_t *which, int64_t length)
@@ -147,8 +148,19 @@ static void witness(struct world *w, enum fault f, struct side *d, int64_t lengt
         world_at(w, w->now + length, H_ARBITER_UP, 0, 0, 0);
     } else {
         until(&d->arbiter_cut, w->now + length);
-        if (rng_permille(&w->rng, 300))
+        if (!w->scenario && rng_permille(&w->rng, 300))
             until(&other(w, d)->arbiter_cut, w->now + length);
+    }
+}
+
+void fault_busy(struct world *w, int64_t length)
+{
+    until(&w->busy_until, w->now + length);
+    for (unsigned i = 0; i < 2; i++) {
+        until(&w->side[i].q.out_at, w->now);
+        if (w->side[i].q.out_at > w->now + 20 * MS)
+            w->side[i].q.out_at = w->now + (int64_t)rng_below(&w->rng, 20 * MS);
+        qemu_update(w, &w->side[i]);
     }
 }
 
@@ -183,7 +195,7 @@ void fault_do(struct world *w, enum fault f, unsigned side, int64_t length)
         d->q.out_at = w->now;
         qemu_update(w, d);
         break;
-    case F_BUSY: until(&w->busy_until, w->now + length); break;
+    case F_BUSY: fault_busy(w, length); break;
     case F_QMP_SLOW: until(&d->qmp_slow_until, w->now + length); break;
     case F_CLOCK_JUMP:
         d->clock_offset += length;
@@ -208,6 +220,10 @@ void fault_do(struct world *w, enum fault f, unsigned side, int64_t length)
         break;
     case F_GUEST_ENDS: qemu_shutdown(w, d); break;
     case F_COLD_BOOT: cold_boot(w, d); break;
+    case F_QMP_LOST:
+        oracle_hard_fault(w);
+        qemu_hang_up(w, d);
+        break;
     case F_REPLACE_QEMU:
         oracle_hard_fault(w);
         if (d->q.alive)
@@ -217,6 +233,17 @@ void fault_do(struct world *w, enum fault f, unsigned side, int64_t length)
     case F_HEAL: fault_heal(w); break;
     case F_NUM: break;
     }
+}
+
+static int64_t length(struct world *w, const struct weight *f)
+{
+    bool silence = f->fault == F_PARTITION || f->fault == F_ONE_WAY || f->fault == F_DAEMON_PAUSE || f->fault == F_HOST_PAUSE;
+
+    if (f->lo == 0)
+        return 0;
+    if (silence && rng_permille(&w->rng, 400)) /* about as long as a peer waits: both sides may be right */
+        return rng_range(&w->rng, w->config.peer_timeout_ns * 8 / 10, w->config.peer_timeout_ns * 2);
+    return rng_log(&w->rng, f->lo, f->hi);
 }
 
 static void random_fault(struct world *w, unsigned side)
@@ -229,7 +256,7 @@ static void random_fault(struct world *w, unsigned side)
     at = (unsigned)rng_below(&w->rng, total);
     while (at >= pick->weight)
         at -= (pick++)->weight;
-    fault_do(w, pick->fault, side, pick->lo ? rng_log(&w->rng, pick->lo, pick->hi) : 0);
+    fault_do(w, pick->fault, side, length(w, pick));
 }
 
 /* One fault; often another close behind it, for the second one is what finds mistakes. */
@@ -244,8 +271,11 @@ void fault_next(struct world *w)
         w->count[N_DOUBLE]++;
         gap = rng_log(&w->rng, 20 * US, 400 * MS);
     }
-    if (w->now + gap < w->phase_end)
-        world_at(w, w->now + gap, H_FAULT, 0, 0, 0);
+    if (w->now + gap >= w->phase_end)
+        return;
+    world_at(w, w->now + gap, H_FAULT, 0, 0, 0);
+    if (rng_permille(&w->rng, 700)) /* nobody sees what breaks while the guest says nothing */
+        world_at(w, w->now + gap - 200 * MS, H_BUSY, 0, (uint64_t)rng_log(&w->rng, 300 * MS, 5 * SEC), 0);
 }
 
 void fault_heal(struct world *w)
@@ -266,7 +296,7 @@ void fault_heal(struct world *w)
         side_update(w, d);
     }
     net_update(w);
-    w->busy_until = w->now + SETTLE;
+    world_at(w, w->now + SETTLE - 6 * SEC, H_BUSY, 0, 7 * SEC, 0);
 }
 
 /* The guest is gone. That is forgiven only if more than one thing broke while it was not protected. */
@@ -364,7 +394,7 @@ void world_begin(struct world *w, uint64_t seed, uint64_t number)
     struct node *nodes = w->nodes;
     struct msg *msgs[2 * CONNS_MAX];
     uint64_t count[N_NUM], states[ST_NUM], crashes[ST_NUM], deaths[ST_NUM];
-    bool tracing = w->tracing, register_oracle = w->register_oracle;
+    bool tracing = w->tracing, outside = w->outside;
 
     for (unsigned i = 0; i < 2 * CONNS_MAX; i++)
         msgs[i] = w->conn[i / 2].to[i % 2].msg;
@@ -381,7 +411,7 @@ void world_begin(struct world *w, uint64_t seed, uint64_t number)
         w->conn[i / 2].to[i % 2].msg = msgs[i];
     w->nodes = nodes;
     w->tracing = tracing;
-    w->register_oracle = register_oracle;
+    w->outside = outside;
     w->seed = seed;
     w->number = number;
     w->rng.s = seed * 0x9e3779b97f4a7c15ull ^ (number + 1) * 0xd1342543de82ef95ull;
@@ -391,6 +421,7 @@ void world_begin(struct world *w, uint64_t seed, uint64_t number)
     w->world_end = NEVER;
     for (unsigned i = 0; i < DUE_NUM; i++)
         w->due[i] = NEVER;
+    w->due_nr = DUE_NET(0, 0);
     oracle_reset(w);
     draw_config(w);
     w->arbiter.up = true;
@@ -407,7 +438,7 @@ void world_begin(struct world *w, uint64_t seed, uint64_t number)
     }
     w->writer = w->side[0].q.id;
     w->visible = w->side[0].q.node;
-    w->busy_until = w->now + 2 * SETTLE;
+    world_at(w, w->now + SETTLE - 6 * SEC, H_BUSY, 0, 7 * SEC, 0);
     world_at(w, w->now + SEC, H_POLL, 0, 0, 0);
     world_at(w, w->now + SETTLE, H_PHASE, 0, 0, 0);
 }

@@ -97,6 +97,8 @@ void net_connect(struct world *w, struct side *d)
         return;
     }
     w->conn[c].used = true;
+    if (w->due_nr < DUE_NET(c + 1, 0))
+        w->due_nr = DUE_NET(c + 1, 0);
     w->conn[c].open[d->id] = true;
     w->conn[c].open[1 - d->id] = false;
     w->conn[c].to[0].last_at = w->conn[c].to[1].last_at = 0;
@@ -222,6 +224,13 @@ void net_deliver(struct world *w, unsigned conn, unsigned to)
     if (w->cut_until[to] > w->now) {
         head->at = w->cut_until[to] + (int64_t)rng_below(&w->rng, 200 * MS); /* retransmitted when the way is back */
         update(w, conn, to);
+        return;
+    }
+    if (c->open[to] && head->type == M_HEARTBEAT && side_awake(d) <= w->now) {
+        queue->head = (queue->head + 1) % QUEUE_MAX; /* by far the most frequent */
+        queue->nr--;
+        update(w, conn, to);
+        side_say(w, d, SE_PEER_ALIVE);
         return;
     }
     if (c->open[to] && d->conn == (int)conn && head->type != M_FIN) {

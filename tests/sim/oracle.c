@@ -57,9 +57,13 @@ static void owns(struct world *w, const struct side *d, uint64_t generation)
 void oracle_release(struct world *w, const struct side *d, uint64_t node, uint64_t generation)
 {
     w->count[N_RELEASED]++;
+    if (d->q.stranger)
+        return; /* before polluxd could see it: as any QEMU that somebody starts */
     owns(w, d, generation);
-    if (w->forced)
+    if (w->forced) {
+        w->last_visible_at = w->now;
         return;
+    }
     if (d->q.id != w->writer) {
         w->count[N_STRAGGLERS]++;
         if (!oracle_contains(w, w->writer_base, node))
@@ -131,7 +135,7 @@ bool oracle_copy_exists(const struct world *w)
         enum session_state s = d->state;
         if (!d->host_up || !d->q.alive || d->q.ended)
             continue;
-        if (d->q.ran && (!d->daemon_up || (s != ST_OUTDATED && s != ST_BROKEN)))
+        if (d->q.ran && !d->q.stranger && (!d->daemon_up || (s != ST_OUTDATED && s != ST_BROKEN)))
             return true;
         if (d->daemon_up && (s == ST_STANDBY_READY || s == ST_STANDBY_ASKING || s == ST_PROMOTING))
             return true;
@@ -176,8 +180,10 @@ static bool holds_register(const struct world *w, const struct side *d)
 
 static void output(struct world *w, const struct side *d, const struct session_action *a)
 {
-    if (a->code != OUTPUT_PASS || !w->register_oracle || w->forced)
+    if (a->code != OUTPUT_PASS || w->forced)
         return;
+    if (d->q.stranger && w->saw_protected)
+        world_fail(w, "oracle a: %c lets a guest speak that booted anew, though a protected one may live on", 'a' + d->id);
     if (!holds_register(w, d))
         world_fail(w, "oracle c: %c lets output pass in generation %llu, but the register is at %llu of %c", 'a' + d->id,
                    (unsigned long long)d->s.generation, (unsigned long long)w->arbiter.generation,
@@ -195,17 +201,17 @@ void oracle_action(struct world *w, struct side *d, const struct session_action 
     case SA_MOVED: moved(w, d, a); break;
     case SA_OUTPUT: output(w, d, a); break;
     case SA_RELEASE:
-        if (w->register_oracle && a->epoch > d->acked_rx)
+        if (a->epoch > d->acked_rx)
             world_fail(w, "oracle c: %c releases epoch %llu, but only %llu was acked", 'a' + d->id,
                        (unsigned long long)a->epoch, (unsigned long long)d->acked_rx);
         break;
     case SA_SEND_ACK:
-        if (w->register_oracle && (a->epoch > d->rx_whole || !d->store.open))
+        if ((a->epoch > d->rx_whole || !d->store.open))
             world_fail(w, "oracle c: %c acks epoch %llu, but only %llu is whole", 'a' + d->id, (unsigned long long)a->epoch,
                        (unsigned long long)d->rx_whole);
         break;
     case SA_LOAD:
-        if (w->register_oracle && !w->forced && !holds_register(w, d))
+        if (!w->forced && !holds_register(w, d))
             world_fail(w, "oracle c: %c loads without holding the register", 'a' + d->id);
         break;
     case SA_ASK:
@@ -238,7 +244,7 @@ void oracle_settled(struct world *w)
     if (active->state != ST_PROTECTED || standby->state != ST_STANDBY_READY) {
         world_fail(w, "oracle d: long after the last fault a is %s (%s), b is %s (%s)", session_state_name(a->state),
                    a->s.reason, session_state_name(b->state), b->s.reason);
-    } else if (!active->q.running || w->now - w->last_visible_at > 3 * SEC) {
+    } else if ((!active->q.running && !active->q.part_paused) || w->now - w->last_visible_at > 3 * SEC) {
         world_fail(w, "oracle d: protected, but no output for %.1f s; guest %s, frozen %d",
                    (double)(w->now - w->last_visible_at) / 1e9, active->q.running ? "runs" : "is stopped", active->s.frozen);
     } else if (active->s.generation != standby->s.generation ||

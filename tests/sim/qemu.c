@@ -124,6 +124,16 @@ void qemu_shutdown(struct world *w, struct side *d)
     qemu_update(w, d);
 }
 
+/* The QMP connection ends, QEMU does not: polluxd takes it for lost, and finds it again. */
+void qemu_hang_up(struct world *w, struct side *d)
+{
+    if (!connected(d))
+        return;
+    qemu_polluxd_gone(w, d);
+    side_say(w, d, SE_GUEST_LOST);
+    world_at(w, w->now + 500 * MS, H_ATTACH, d->id, d->life, 0);
+}
+
 /* polluxd died: what it had written to the QMP socket may still be read, in order. */
 void qemu_polluxd_gone(struct world *w, struct side *d)
 {

@@ -82,10 +82,10 @@ static const struct scenario scenarios[] = {
         { ACTION, A, SA_ASK, 500 * US, F_DAEMON_CRASH, A, 100 * MS } } },
     { "crash-first-claim", .nr = 1, .step = {
         { ACTION, A, SA_ASK, 1 * MS, F_DAEMON_CRASH, A, 100 * MS } } },
-    { "crash-after-ask-with-unsaved-nonce", .nr = 3, .no_failover = true, .step = {
+    { "link-lost-while-entering-slow-file-then-crash", .nr = 3, .no_failover = true, .step = {
         { STATE, A, ST_SYNCING, 0, F_SAVER_SLOW, A, 10 * SEC },
         { STATE, A, ST_ENTERING, 0, F_LINK_RESET, A, 0 },
-        { EVENT, A, SE_ARBITER, 0, F_DAEMON_CRASH, A, 100 * MS } } },
+        { STATE, A, ST_ALONE, 0, F_DAEMON_CRASH, A, 100 * MS } } },
     { "standby-crashes-right-after-ack", .nr = 1, .no_failover = true, .step = {
         { ACTION, B, SA_SEND_ACK, 0, F_DAEMON_CRASH, B, 100 * MS } } },
     { "standby-crashes-before-first-ack", .nr = 1, .no_failover = true, .step = {
@@ -96,6 +96,9 @@ static const struct scenario scenarios[] = {
         { STATE, A, ST_PROTECTED, 1 * SEC, F_BUSY, A, 10 * SEC }, { ACTION, A, SA_RELEASE, 0, F_HOST_LOSS, A, 20 * SEC } } },
     { "active-dies-while-syncing", .nr = 1, .lost_ok = true, .step = {
         { STATE, A, ST_SYNCING, 1 * MS, F_HOST_LOSS, A, 20 * SEC } } },
+    { "silent-then-not-while-asking", .nr = 4, .failovers = 1, .refusals = 1, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_BUSY, A, 5 * SEC }, { AT_ONCE, A, 0, 300 * MS, F_LOSE_ANSWER, B, 0 },
+        { AT_ONCE, A, 0, 0, F_ARBITER_CUT, A, 10 * SEC }, { AT_ONCE, A, 0, 0, F_ONE_WAY, B, 130 * MS } } },
     { "old-active-returns", .nr = 2, .failovers = 1, .refusals = 1, .step = {
         { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_CUT, A, 8 * SEC }, { AT_ONCE, A, 0, 0, F_PARTITION, A, 6 * SEC } } },
     { "old-active-polluxd-returns", .nr = 2, .failovers = 1, .refusals = 1, .step = {
@@ -122,6 +125,14 @@ static const struct scenario scenarios[] = {
     { "output-fills-up-while-claiming", .nr = 4, .no_failover = true, .step = {
         { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_DOWN, A, 3 * SEC }, { AT_ONCE, A, 0, 0, F_HOST_LOSS, B, 8 * SEC },
         { AT_ONCE, A, 0, 0, F_BURST, A, 5 * SEC }, { STATE, A, ST_ALONE, 0, F_BUSY, A, 1 * SEC } } },
+    { "qmp-connection-ends", .nr = 1, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_QMP_LOST, A, 0 } } },
+    { "qmp-connection-ends-without-standby", .nr = 3, .no_failover = true, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_HOST_LOSS, B, 15 * SEC }, { STATE, A, ST_ALONE, 1 * SEC, F_QMP_LOST, A, 0 },
+        { STATE, A, ST_ALONE, 1 * SEC, F_BUSY, A, 0 } } },
+    { "output-full-while-polluxd-is-away", .nr = 3, .no_failover = true, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_CUT, B, 12 * SEC }, { AT_ONCE, A, 0, 0, F_BURST, A, 5 * SEC },
+        { AT_ONCE, A, 0, 0, F_DAEMON_CRASH, A, 8 * SEC } } },
     { "standby-qemu-slow", .nr = 2, .step = {
         { STATE, A, ST_PROTECTED, 2 * SEC, F_QMP_SLOW, B, 5 * SEC }, { AT_ONCE, A, 0, 0, F_BUSY, A, 5 * SEC } } },
     { "switch-over-by-operator", .nr = 1, .step = {
@@ -148,8 +159,8 @@ static const struct scenario scenarios[] = {
     { "operator-forces-standby", .nr = 3, .failovers = 1, .step = {
         { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_DOWN, B, 30 * SEC }, { AT_ONCE, A, 0, 0, F_HOST_LOSS, A, 60 * SEC },
         { STATE, B, ST_STANDBY_ASKING, 1 * SEC, F_FORCE, B, 0 } } },
-    { "granted-standby-dies", .nr = 2, .lost_ok = true, .step = {
-        { STATE, A, ST_PROTECTED, 2 * SEC, F_PROMOTE_ASK, B, 0 }, { STATE, B, ST_PROMOTING, 1 * MS, F_QEMU_DEATH, B, 0 } } },
+    { "granted-standby-dies", .nr = 3, .lost_ok = true, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_CUT, A, 5 * SEC }, { AT_ONCE, A, 0, 0, F_PROMOTE_ASK, B, 0 }, { STATE, B, ST_PROMOTING, 1 * MS, F_QEMU_DEATH, B, 0 } } },
     { "load-fails", .nr = 2, .lost_ok = true, .step = {
         { STATE, A, ST_PROTECTED, 2 * SEC, F_LOAD_FAILS, B, 0 }, { AT_ONCE, A, 0, 0, F_HOST_LOSS, A, 20 * SEC } } },
     { "stale-answer-for-a-former-ask", .nr = 3, .step = {
@@ -235,6 +246,9 @@ bool scenario_run(struct world *w, const struct scenario *s, uint64_t seed)
     world_begin(w, seed, 0);
     memcpy(before, w->count, sizeof(before));
     session_config_default(&w->config);
+    w->config.heartbeat_ns = 20 * MS; /* the plots know these times */
+    w->config.peer_timeout_ns = 100 * MS;
+    w->config.hold_freeze_ns = 5 * SEC;
     w->config.precopy_pages = 3;
     w->config.sync_pages = 3;
     w->out_gap = 30 * MS;

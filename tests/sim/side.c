@@ -27,10 +27,19 @@ void side_update(struct world *w, struct side *d)
     qemu_update(w, d);
 }
 
+static void step(struct world *w, struct side *d, const struct session_event *e);
+
 void side_post(struct world *w, struct side *d, const struct session_event *e)
 {
     if (!d->daemon_up)
         return;
+    if (!d->settling && d->inbox_nr == 0 && side_awake(d) <= w->now) {
+        d->settling = true;
+        step(w, d, e);
+        d->settling = false;
+        side_settle(w, d);
+        return;
+    }
     if (d->inbox_nr == INBOX_MAX) {
         world_fail(w, "simulator: mailbox is full");
         return;
@@ -427,7 +436,7 @@ static void step(struct world *w, struct side *d, const struct session_event *e)
 
     session_step(&d->s, e, side_now(w, d), &acts);
     w->count[N_STEPS]++;
-    if (!dull(e->type) || acts.nr)
+    if (w->tracing || !dull(e->type) || acts.nr)
         world_trace(w, TRACE_EVENT, d->id, e->type, e->epoch ? e->epoch : e->serial, e->generation,
                     e->type == SE_DONE && e->error ? "failed" : "");
     oracle_step(w, d, e);
@@ -512,6 +521,8 @@ void side_start(struct world *w, struct side *d)
 void side_attach(struct world *w, struct side *d)
 {
     struct session_event e = { .type = SE_GUEST_ATTACHED, .guest = d->q.ran ? GUEST_RUNNING : GUEST_FRESH };
+
+    e.flag = d->q.ran && !d->q.buffered;
 
     if (!d->daemon_up || !d->q.alive || d->q.ended || d->q.qmp_life == d->life)
         return;

@@ -123,6 +123,7 @@ struct qemu {
     bool running;
     bool ended;         /* the guest shut down; QEMU goes in a moment */
     bool loaded, load_failed;
+    bool stranger;      /* booted anew where a guest was protected: its output is nobody's business but its own */
     uint64_t id;        /* this process */
     uint64_t node;      /* history of its guest: the last packet it sent */
     uint32_t ram[PAGES];
@@ -303,6 +304,7 @@ struct scenario;
 struct world {
     int64_t now;
     int64_t due[DUE_NUM];
+    unsigned due_nr;           /* beyond it: connections that were not used yet */
     struct rng rng;
     uint64_t seed, number;
     struct heap_item heap[HEAP_MAX];
@@ -342,7 +344,7 @@ struct world {
     bool forced;               /* oracle a is off: an operator took the risk in words */
     bool guest_ended;
     unsigned lost_polls;
-    bool register_oracle;
+    bool outside;              /* oracles (c) and (e), which look inside, are silent */
     const struct scenario *scenario;
     unsigned step;
     int64_t step_since;
@@ -409,6 +411,7 @@ void qemu_update(struct world *w, struct side *d);
 void qemu_part_timeout(struct world *w, struct side *d, uint64_t count);
 void qemu_polluxd_gone(struct world *w, struct side *d);
 void qemu_shutdown(struct world *w, struct side *d);
+void qemu_hang_up(struct world *w, struct side *d);
 
 /* ---- net.c ---- */
 void net_connect(struct world *w, struct side *d);
@@ -447,7 +450,7 @@ enum fault {
     F_DAEMON_CRASH, F_CRASH_AT_ACTION, F_HOST_LOSS, F_QEMU_DEATH, F_LINK_RESET, F_PARTITION, F_ONE_WAY, F_SPIKE,
     F_ARBITER_CUT, F_ARBITER_DOWN, F_LOSE_ANSWER, F_DAEMON_PAUSE, F_HOST_PAUSE, F_SAVER_SLOW, F_SAVER_FAILS,
     F_CAPTURE_FAILS, F_START_FAILS, F_LOAD_FAILS, F_BURST, F_BUSY, F_QMP_SLOW, F_CLOCK_JUMP, F_UNPAIR, F_SHUTDOWN, F_PROMOTE,
-    F_GUEST_ENDS, F_COLD_BOOT, F_REPLACE_QEMU, F_HEAL, F_PROMOTE_ASK, F_FORCE, F_NUM
+    F_GUEST_ENDS, F_COLD_BOOT, F_QMP_LOST, F_REPLACE_QEMU, F_HEAL, F_PROMOTE_ASK, F_FORCE, F_NUM
 };
 extern const char *const fault_name[F_NUM];
 void fault_do(struct world *w, enum fault f, unsigned side, int64_t length);
@@ -455,6 +458,7 @@ void fault_next(struct world *w);
 void fault_poll(struct world *w);
 void fault_phase(struct world *w);
 void fault_heal(struct world *w);
+void fault_busy(struct world *w, int64_t length);
 
 /* ---- scenario.c ---- */
 const struct scenario *scenario_find(const char *name);
