@@ -24,6 +24,7 @@
 
 #define STATE_MAX_BYTES (8u << 20) /* device state; q35 with 32 virtio devices has 2 MB */
 #define FLUSH_NS (200 * MS)
+#define TURN_NS (2 * MS)
 #define DOORS_NAP_NS (20 * MS)
 #define DOORS_TRIES 50
 
@@ -378,20 +379,28 @@ static void step(struct daemon *d, const struct session_event *e)
         perform(d, &d->actions.list[i]);
 }
 
-/* Take what came until nothing moves any more. */
+/*
+ * Take what came until nothing moves any more, or the turn gets long: what was queued for sending leaves
+ * only when the loop waits, and a heartbeat must not wait for a whole receive buffer to be decoded.
+ */
 static void settle(struct daemon *d)
 {
     struct session_event e;
     struct wire_record rec;
+    int64_t begun_ns = monotonic_ns();
     bool more = true;
 
-    while (more) {
+    d->unsettled = false;
+    while (more && !d->unsettled) {
         unsigned freed = 0;
         uint64_t bytes, serial;
         int rc, error;
         char why[STATEFILE_WHY_BYTES];
 
         more = false;
+        d->now_ns = monotonic_ns();
+        if (session_deadline(&d->session) <= d->now_ns) /* also in the middle of a long stream of records */
+            mailbox_say(&d->box, SE_TICK, NULL);
         while (mailbox_take(&d->box, &e)) {
             step(d, &e);
             more = true;
@@ -423,8 +432,9 @@ static void settle(struct daemon *d)
             }
         }
         more |= d->box.nr > 0;
+        d->unsettled = more && d->now_ns - begun_ns > TURN_NS;
     }
-    if (!d->has_waiting)
+    if (!d->has_waiting && !d->unsettled)
         link_receive(&d->link);
 }
 
@@ -531,8 +541,6 @@ static int64_t tick(struct daemon *d)
     int64_t at;
 
     d->now_ns = monotonic_ns();
-    if (session_deadline(&d->session) <= d->now_ns)
-        mailbox_say(&d->box, SE_TICK, NULL);
     at = guest_tick(&d->guest, d->now_ns);
     at = earlier(at, asker_tick(&d->asker, d->now_ns));
     at = earlier(at, control_tick(&d->control, d->now_ns));
@@ -554,7 +562,7 @@ int daemon_run(struct daemon *d)
 
         if (d->exiting)
             break;
-        wait_ns = wait_ns < 0 ? 0 : earlier(wait_ns, 1000 * MS);
+        wait_ns = wait_ns < 0 || d->unsettled ? 0 : earlier(wait_ns, 1000 * MS);
         nr = loop_wait(&d->loop, wait_ns, events);
         if (nr < 0)
             return nr;

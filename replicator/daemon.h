@@ -120,6 +120,7 @@ struct daemon {
     uint64_t announce_at_ns, announce_last_ns;
     bool announcing;
     bool exiting;
+    bool unsettled; /* the turn got long: come back at once */
     int64_t now_ns, started_ns;
     struct journal_event journal[JOURNAL_EVENTS];
     uint64_t journal_seq;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "daemon.h"
@@ -19,6 +20,7 @@
 #define VERSION "0.1"
 #endif
 
+#define PRIORITY (-15)
 #define EXIT_USAGE 64
 #define EXIT_CONFIG 78
 
@@ -166,7 +168,7 @@ static const struct option_row rows[] = {
     { "control", "PATH", "control socket (default /run/pollux/VM.sock)", take_control },
     { "state-dir", "DIR", "what must survive a restart (default /var/lib/pollux/VM)", take_state_dir },
     { "config", "FILE", "read options from FILE: lines of option=value", take_config },
-    { "peer-timeout-ms", "N", "silence of the peer after which the arbiter is asked (default 100)", take_peer_timeout },
+    { "peer-timeout-ms", "N", "silence of the peer after which the arbiter is asked (default 150)", take_peer_timeout },
     { "heartbeat-ms", "N", "longest silence of our own (default 20)", take_heartbeat },
     { "epoch-max-ms", "N", "an idle guest is captured so often (default 100)", take_epoch_max },
     { "pause-percent", "N", "share of guest time that captures may cost (default 10)", take_pause_percent },
@@ -306,6 +308,8 @@ int main(int argc, char **argv)
         log_line(LOG_ERROR, "no memory");
         return 1;
     }
+    /* Silence is what the peer goes by: a busy host must not make us look dead. Without the right to, we run as we are. */
+    setpriority(PRIO_PROCESS, 0, PRIORITY);
     rc = daemon_init(d, &s.o);
     if (rc == 0) {
         rc = daemon_run(d);

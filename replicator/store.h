@@ -21,8 +21,12 @@
 #include "wire.h"
 
 #define STORE_SLOTS 4
-#define STORE_PART_PAGES 16384u /* of a FULL epoch: applied when a slot has so many */
-#define STORE_FORGET_PAGES 8192u /* a slot that used more gives its memory back */
+#define STORE_PART_PAGES 4096u /* of a FULL epoch: applied when a slot has so many */
+/*
+ * A slot that used more gives its memory back. More than a part: giving back and touching again costs far more
+ * than copying (a hole of 64 MiB took 55 ms, and each first touch a fault).
+ */
+#define STORE_FORGET_PAGES (2 * STORE_PART_PAGES)
 
 enum store_state { STORE_FREE, STORE_FILLING, STORE_WHOLE, STORE_APPLYING, STORE_APPLYING_PART, STORE_APPLIED };
 
