@@ -53,13 +53,11 @@ static void on_captured(void *opaque, const struct guest_capture *c)
     if (c->precopy || !c->complete)
         return;
     histogram_add(&m->pause_us, (uint64_t)c->pause_ns / 1000);
-    histogram_add(&m->pages, c->pages);
     if (m->last_capture_ns)
         histogram_add(&m->epoch_us, (now - m->last_capture_ns) / 1000);
     m->last_capture_ns = now;
     m->captured_at[c->epoch % 64] = now;
     m->epochs++;
-    m->pages_total += c->pages;
     hold_captured(&d->hold, c->epoch, c->held_packets, c->held_bytes, now);
 }
 
@@ -162,6 +160,15 @@ static void stop_checkpoint(struct daemon *d, uint64_t serial)
     d->has_waiting = false;
 }
 
+/* An epoch may take several slots. The full one is no measure of an epoch, only of the bytes. */
+static void count_pages(struct meters *m, const struct session_action *a, uint64_t pages)
+{
+    m->pages_total += pages;
+    m->epoch_pages = a->first ? pages : m->epoch_pages + pages;
+    if (a->last && !a->full)
+        histogram_add(&m->pages, m->epoch_pages);
+}
+
 static void send_slot(struct daemon *d, const struct session_action *a)
 {
     const struct guest_capture *c = &d->captured;
@@ -182,6 +189,7 @@ static void send_slot(struct daemon *d, const struct session_action *a)
         mailbox_say(&d->box, SE_CAPTURE_FAILED, "QEMU says that a capture has an impossible size");
         return;
     }
+    count_pages(&d->meters, a, c->pages);
     if (sender_add(&d->sender, &job) < 0)
         mailbox_say(&d->box, SE_CAPTURE_FAILED, "too many slots wait to be sent");
 }

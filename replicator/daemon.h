@@ -64,6 +64,7 @@ struct daemon_options {
 struct meters {
     struct histogram pause_us, epoch_us, hold_us, ack_us, pages, bytes;
     uint64_t epochs, pages_total, captures_failed;
+    uint64_t epoch_pages; /* sent of the epoch that is being sent */
     uint64_t last_capture_ns;
     uint64_t captured_at[64]; /* by epoch modulo 64: when, for ack_us */
     uint64_t rtt_us;
