@@ -4,14 +4,14 @@
 Theory of operation. One client in the `client` host works from before the pairing until some
 hundred replies after the failover, on one connection (redis), so the same connection lives through
 everything; its replies are sorted into phases by their time stamps. A second process notes when
-frames of the guest pass the client's interface and sends it a ping every 20 ms, so that the
-guest's first own packet after the kill is seen as such, and not only when a TCP retransmission
-happens to ask for one. The kill comes at a random moment after protection began, taken from the
-round's seed.
+frames of the guest pass the client's interface and, from the kill on, sends it a ping every 20 ms,
+so that the guest's first own packet is seen as such, and not only when a TCP retransmission happens
+to ask for one. The kill comes at a random moment after protection began, taken from the round's
+seed.
 
 The kill's moment is taken before the first link is told to go down, so a failover time is never
-too short. Owns a round's lab, its client processes and its folder of evidence. What is
-good and what is not is said by judge_redis, judge_nginx and good, and nowhere else.
+too short. Owns a round's lab, its client processes and its folder of evidence. What is good and
+what is not is said by judge_redis, judge_nginx and good, and nowhere else.
 """
 import json
 import os
@@ -264,12 +264,31 @@ class Round:
         )
         try:
             return self._work(lab)
+        except LabError as error:
+            raise LabError(f"{error}\n{self._what_hosts_say(lab)}") from None
         finally:
             with deaf_to_signals():
                 for client in self.clients:
                     client.close()
                 self._keep_evidence(lab)
                 lab.down()
+
+    def _what_hosts_say(self, lab):
+        """A line for each host that can still be asked, for a round that went wrong."""
+        lines = []
+        for host in ("a", "b"):
+            if lab.power(host) != "on":
+                lines.append(f"host {host}: {lab.power(host)}")
+                continue
+            try:
+                status = lab.status_of(host)
+                text = f"{status['state']} ({status['reason']}), epoch {status['epoch']}"
+                with lab.qmp(host) as qmp:
+                    text += f", guest {qmp.command('query-status')['status']}"
+            except LabError as error:
+                text = str(error)
+            lines.append(f"host {host}: {text}")
+        return "\n".join([*lines, f"logs: {self.folder}"])
 
     def _start(self, lab, *arguments):
         self.clients.append(ClientProcess(lab, *arguments))
@@ -324,6 +343,7 @@ class Round:
             wire,
             "--probe",
             labnet.guest_ip(),
+            "--probe-on-signal",
         )
         sniff.wait(lambda line: line.get("ready"), "start", 10)
         begin_ns = time.monotonic_ns()
@@ -331,6 +351,7 @@ class Round:
         worker.wait(lambda line: line[counter] >= counts["before"], f"reply {counts['before']}")
         pair_ns = time.monotonic_ns()
         self.say("pairs it with host b while the client works")
+        lab.progress = lambda text: self.say(text, detail=True)
         lab.pair("a")
         protected_ns = time.monotonic_ns()
         wait_s = random.Random(self.seed).uniform(*KILL_AFTER_S)
@@ -338,6 +359,7 @@ class Round:
         self._drain_until(worker, protected_ns + int((wait_s - 0.1) * 1e9))
         before = lab.status_of("a")
         self._drain_until(worker, protected_ns + int(wait_s * 1e9))
+        sniff.process.send_signal(signal.SIGUSR1)
         kill = lab.kill("a")
         self.say("lost host a; the client goes on and waits for its reply")
         first = worker.wait(

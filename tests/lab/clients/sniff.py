@@ -140,7 +140,7 @@ class Probe:
             pass  # no neighbour entry at the moment: the next one may go
 
 
-def run(args, out, stop):
+def run(args, out, stop, wakeup, probing):
     sock = open_socket(args.interface, bytes.fromhex(args.mac.replace(":", "")))
     probe = Probe(args.probe, args.probe_ms) if args.probe else None
     offset = realtime_to_monotonic_ns()
@@ -152,10 +152,13 @@ def run(args, out, stop):
         left = end - time.monotonic()
         if left <= 0:
             break
-        if probe:
+        if probe and probing:
             probe.send_if_due()
             left = min(left, probe.wait_s())
-        if not select.select([sock], [], [], min(left, 0.2))[0]:
+        ready = select.select([sock, wakeup], [], [], left)[0]
+        if wakeup in ready:
+            wakeup.recv(64)
+        if sock not in ready:
             continue
         data, ancillary, _, _ = sock.recvmsg(128, 256)
         kind = frame_type(data)
@@ -190,16 +193,25 @@ def main():
     parser.add_argument(
         "--probe-ms", type=float, default=20, help="one in so many milliseconds (default 20)"
     )
+    parser.add_argument(
+        "--probe-on-signal",
+        action="store_true",
+        help="begin with the probes at SIGUSR1, not before",
+    )
     try:
         args = parser.parse_args()
         bytes.fromhex(args.mac.replace(":", ""))
     except SystemExit as stop:
         sys.exit(64 if stop.code else 0)
-    stop = []
+    stop, probing = [], [] if args.probe_on_signal else [1]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.append(1))
+    signal.signal(signal.SIGUSR1, lambda *_: probing.append(1))
+    wakeup, signalled = socket.socketpair()  # so that a signal ends the wait at once
+    signalled.setblocking(False)
+    signal.set_wakeup_fd(signalled.fileno())
     with open(args.out, "w", encoding="utf-8") as out:
-        summary = run(args, out, stop)
+        summary = run(args, out, stop, wakeup, probing)
     print(json.dumps(summary), flush=True)
     sys.exit(0 if summary["frames"] else 2)
 
