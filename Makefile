@@ -18,10 +18,15 @@ UNIT_TESTS :=
 PYTHON_TESTS :=
 CORE_OBJS :=
 CORE_LIBS :=
+BENCHES :=
+FUZZERS := $(B)/tests/fuzz/fuzz_qmp
 PROGRAMS := $(B)/polluxd $(B)/pollux $(B)/witness $(B)/qmp-call
 
 .PHONY: all
 all: programs
+
+# Prerequisites that fragments add to are expanded when all of them were read.
+.SECONDEXPANSION:
 
 include qmp-client/module.mk net-buffer/module.mk witness/module.mk guest/module.mk
 include $(wildcard replicator/*.mk)
@@ -44,13 +49,17 @@ test: deps
 	$(MAKE) qemu programs guest unit-programs
 	tests/run
 
+# Ratios, each side measured in the same run; never part of the tests. BENCH_SECONDS makes it longer.
 bench: deps
 	$(MAKE) qemu programs guest bench-programs
 	tests/bench/run
 
+.PHONY: bench-programs
+bench-programs: $$(BENCHES)
+
 # Lists, so that the runner and this file cannot disagree about what there is.
 .PHONY: unit-programs
-unit-programs: programs $(UNIT_TESTS)
+unit-programs: programs $$(UNIT_TESTS)
 	printf '%s\n' $(UNIT_TESTS) >$(B)/unit-tests.list
 	printf '%s\n' $(PYTHON_TESTS) >$(B)/python-tests.list
 
@@ -67,8 +76,15 @@ check-lab: deps
 check-qemu: deps
 	ci/check-qemu
 
-lint:
+lint: unit-programs
+	ci/install-deps lint
 	ci/lint
+
+# Each target for FUZZ_SECONDS; a finding is left in $(B)/fuzz and fails.
+FUZZ_SECONDS ?= 30
+fuzz: $$(FUZZERS)
+	mkdir -p $(B)/fuzz
+	for f in $(FUZZERS); do $$f -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -artifact_prefix=$(B)/fuzz/ || exit 1; done
 
 install: programs
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8

@@ -135,7 +135,7 @@ static int take_guest_address(void *into, const char *value, char why[OPTIONS_WH
     struct daemon_options *o = &SETTINGS(into)->o;
 
     if (o->nr_guests == DAEMON_GUESTS_MAX) {
-        snprintf(why, OPTIONS_WHY_BYTES, "can be given %u times at most", DAEMON_GUESTS_MAX);
+        snprintf(why, OPTIONS_WHY_BYTES, "can be given %d times at most", DAEMON_GUESTS_MAX);
         return -EINVAL;
     }
     if (announce_parse_guest(value, &o->guest[o->nr_guests]) < 0) {

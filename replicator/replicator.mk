@@ -19,7 +19,6 @@ $(B)/common/%.o: common/%.c
 	$(CC) $(CFLAGS) $(STD) -MMD -MP -c -o $@ $<
 
 # Other fragments add to CORE_OBJS after this one was read.
-.SECONDEXPANSION:
 $(B)/polluxd: $(POLLUXD_OBJS) $$(REPLICATOR_CORE) $(B)/common/log.o $(B)/libqmp.a $(B)/libnetbuf.a
 	@echo "  LD      $@"
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -luring -llz4 -lxxhash -ljson-c -lpthread -linih
