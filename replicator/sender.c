@@ -172,6 +172,8 @@ static void commit(struct sender *s, struct sender_batch *b, bool inline_now)
     s->made++;
     if (!b->encoded)
         pthread_cond_signal(&s->work);
+    else if (s->claimed == s->made - 1)
+        s->claimed = s->made; /* nothing for a worker: it must not fall a ring's length behind */
     pthread_mutex_unlock(&s->lock);
 }
 
