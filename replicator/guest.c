@@ -304,6 +304,9 @@ static void on_error(struct guest *g, const struct qmp_message *m)
         return;
     was = *p;
     p->kind = GUEST_FREE;
+    /* QEMU is gone, which is said next: a command that failed of it must not be news of its own before. */
+    if (strcmp(m->name, "Closed") == 0)
+        return;
     snprintf(why, sizeof(why), "QEMU: %s", m->desc);
     if (was.kind == GUEST_QUERY_CHECKPOINT && strcmp(m->name, "CommandNotFound") == 0) {
         detach(g, "this QEMU has no checkpoint commands: start the guest with the patched QEMU (make qemu)");
