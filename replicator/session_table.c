@@ -16,13 +16,13 @@ struct state_row {
 /* clang-format off */
 static const struct state_row states[ST_NUM] = {
     [ST_NONE] = { "none",
-        TO(ST_CLAIMING) | TO(ST_ALONE) | TO(ST_OUTDATED) | TO(ST_STANDBY_WAIT) | TO(ST_ENDED) },
+        TO(ST_CLAIMING) | TO(ST_ALONE) | TO(ST_OUTDATED) | TO(ST_STANDBY_WAIT) },
     [ST_CLAIMING] = { "claiming",
         TO(ST_ALONE) | TO(ST_OUTDATED) | TO(ST_NONE) | TO(ST_ENDED) },
     [ST_ALONE] = { "alone",
         TO(ST_SYNCING) | TO(ST_CLAIMING) | TO(ST_NONE) | TO(ST_ENDED) },
     [ST_SYNCING] = { "syncing",
-        TO(ST_ENTERING) | TO(ST_ALONE) | TO(ST_NONE) | TO(ST_ENDED) },
+        TO(ST_ENTERING) | TO(ST_ALONE) | TO(ST_ENDED) },
     [ST_ENTERING] = { "entering",
         TO(ST_PROTECTED) | TO(ST_CLAIMING) | TO(ST_ALONE) | TO(ST_ENDED) },
     [ST_PROTECTED] = { "protected",
