@@ -60,7 +60,7 @@ class Lifecycle(Scenario):
             self.wait(lab, "b", lambda s: not s["guest"]["running"], "stopped")
             self.assert_one_runs(lab, "a")
             frames.flow()
-            self.assert_nothing_lost(frames.end(), failovers=1)
+            self.assert_nothing_lost(frames.end(), failovers=1, late=True)
 
     def test_power_off(self):
         lab = self.make(workload="redis", memory=256)

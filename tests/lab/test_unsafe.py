@@ -11,7 +11,7 @@ class NotHeld(Scenario):
         lab = self.make(workload="bootsector", unsafe_no_hold=True)
         self.pair(lab)
         with self.fact("with output not held, the watcher of the boot sector reports repeated counters"):
-            self.assertEqual(self.lost(lab, lambda: Frames(lab), lambda summary: summary["backwards"]), "found")
+            self.assertEqual(self.lost(lab, lambda: Frames(lab), lambda summary: summary["repeated"]), "found")
         with self.fact("an unsafe daemon says so when it starts"):
             self.assertIn("started UNSAFE", self.log(lab, "a"))
             self.assertTrue(self.wait_state(lab, *self.active(lab))["unsafe_release"])
