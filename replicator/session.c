@@ -478,6 +478,8 @@ static int64_t silence_at(const struct session *s)
         return s->link_up_ns + s->config.hello_timeout_ns;
     if (s->state == ST_SYNCING || s->state == ST_STANDBY_SYNCING) /* nothing to lose yet, and much to do */
         return s->last_rx_ns + s->config.hello_timeout_ns;
+    if (s->state == ST_ENTERING) /* the standby has a backlog; giving up would cost more than waiting */
+        return s->last_rx_ns + s->config.hello_timeout_ns / 5;
     return s->last_rx_ns + s->config.peer_timeout_ns;
 }
 

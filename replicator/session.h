@@ -203,6 +203,8 @@ struct session_pipe {
     unsigned slots_busy;    /* bit i: slot i is being captured into or encoded */
     unsigned slot;          /* the slot of the capture in progress */
     unsigned rounds;        /* precopy rounds of the full sync */
+    uint64_t round_pages;   /* dirty when this round began; 0 between rounds */
+    uint64_t round_sent;
     bool capturing;
     bool entering;          /* the full sync has converged: only its final capture is left */
     bool final_part;        /* a final capture filled its slot: the guest is paused until it is complete */

@@ -92,9 +92,15 @@ static void pump_syncing(struct session *s)
 {
     unsigned slot;
 
-    if (s->wait_start || s->pipe.entering || !free_slot(s, &slot))
+    if (s->wait_start)
         return;
-    capture(s, slot, true, false);
+    if (s->pipe.entering) {
+        /* Output is held from here until epoch 1 is acked: so not while a backlog waits to be sent. */
+        if (!s->pipe.slots_busy)
+            session_enter(s);
+    } else if (free_slot(s, &slot)) {
+        capture(s, slot, true, false);
+    }
 }
 
 static void pump_entering(struct session *s)
@@ -126,7 +132,6 @@ bool session_gave_up_alone(const struct session *s)
 /* The full sync has converged: give up "alone" (file, then output), then take the last part. */
 void session_enter(struct session *s)
 {
-    s->pipe.entering = true;
     session_move(s, ST_ENTERING, "full sync converged");
     if (MUTANT(ALONE_NOT_GIVEN_UP))
         return;
@@ -152,12 +157,19 @@ static void sync_round(struct session *s, const struct session_event *e)
     struct session_pipe *p = &s->pipe;
 
     send_slot(s, e, false);
-    if (!e->capture.complete)
-        return; /* the slot filled up: the round goes on in the next one */
+    if (!p->round_pages)
+        p->round_pages = e->capture.pages + e->capture.remaining;
+    p->round_sent += e->capture.pages;
+    /*
+     * A slot that filled up: the round goes on in the next one, but not for ever: a guest may dirty more than a
+     * slot while one is copied.
+     */
+    if (!e->capture.complete && p->round_sent < p->round_pages)
+        return;
     p->rounds++;
-    if (e->capture.pages + e->capture.remaining <= s->config.sync_pages ||
-        p->rounds >= s->config.sync_rounds_max)
-        session_enter(s);
+    p->entering = (e->capture.complete && p->round_pages <= s->config.sync_pages) ||
+                  p->rounds >= s->config.sync_rounds_max;
+    p->round_pages = p->round_sent = 0;
 }
 
 static void epoch_ended(struct session *s, const struct session_event *e)

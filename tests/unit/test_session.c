@@ -140,6 +140,8 @@ static void entering(struct bench *b)
 {
     syncing(b);
     captured(b, want(b, SA_CAPTURE), true, 10);
+    is(b, ST_SYNCING); /* a backlog waits to be sent: output is not held for that */
+    STEP(b, .type = SE_SLOT_FREE, .slot = 0);
     is(b, ST_ENTERING);
 }
 
@@ -898,6 +900,28 @@ static void a_capture_goes_on_in_the_next_slot_without_a_pause_in_between(void *
     assert_false(want(&b, SA_SEND_SLOT)->first);
 }
 
+static void a_full_sync_ends_even_if_no_round_ever_fits_a_slot(void **state)
+{
+    struct bench b;
+    unsigned captures = 0;
+
+    (void)state;
+    syncing(&b);
+    for (; b.s.state == ST_SYNCING && captures < 10000; captures++) {
+        struct session_event e = { .type = SE_CAPTURED };
+        e.capture.epoch = 1;
+        e.capture.slot = b.s.pipe.slot;
+        e.capture.precopy = true;
+        e.capture.pages = 256;
+        e.capture.remaining = 10000; /* dirtied faster than copied */
+        assert_true(b.s.pipe.capturing);
+        step(&b, e);
+        STEP(&b, .type = SE_SLOT_FREE, .slot = e.capture.slot);
+    }
+    is(&b, ST_ENTERING);
+    assert_int_equal(b.s.pipe.rounds, b.s.config.sync_rounds_max);
+}
+
 static void no_more_epochs_are_in_flight_than_allowed(void **state)
 {
     struct bench b;
@@ -1167,6 +1191,7 @@ int main(void)
         cmocka_unit_test(a_stop_that_crosses_the_grant_is_resumed),
         cmocka_unit_test(a_resume_older_than_our_stop_does_not_hide_it),
         cmocka_unit_test(a_capture_goes_on_in_the_next_slot_without_a_pause_in_between),
+        cmocka_unit_test(a_full_sync_ends_even_if_no_round_ever_fits_a_slot),
         cmocka_unit_test(no_more_epochs_are_in_flight_than_allowed),
         cmocka_unit_test(a_first_claim_that_is_refused_changes_nothing),
         cmocka_unit_test(a_first_claim_without_an_arbiter_changes_nothing),
