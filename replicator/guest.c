@@ -214,6 +214,16 @@ static void end_old_session(struct guest *g, struct json_object *answer)
         ask(g, "checkpoint-stop", NULL, -1, (struct guest_pending){ .kind = GUEST_QUIET });
 }
 
+/* A guest that a polluxd has protected has its buffers. One without them was booted by somebody else since. */
+static bool booted_anew(const struct guest *g)
+{
+    for (unsigned i = 0; i < g->nr_nics; i++) {
+        if (g->nic[i].buffered)
+            return false;
+    }
+    return g->nr_nics > 0;
+}
+
 static void known(struct guest *g, struct json_object *answer)
 {
     static const char *const fresh[] = { "prelaunch", "inmigrate", NULL };
@@ -232,6 +242,7 @@ static void known(struct guest *g, struct json_object *answer)
     g->known_once = true;
     g->complained = g->ended = false;
     e.guest = is_one_of(g->run_state, fresh) ? GUEST_FRESH : GUEST_RUNNING;
+    e.flag = e.guest == GUEST_RUNNING && booted_anew(g);
     mailbox_put(g->box, &e);
 }
 
