@@ -123,7 +123,8 @@ def check_disk(path, last):
 
 def watch(args, stop):
     """Follows the wire until enough was seen, the deadline or a signal; returns the exit status."""
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE))
+    # Protocol 0: bind() puts it on the wire, once; taken off and put on again, it would miss the frames between.
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     sock.bind((args.interface, ETHERTYPE))
     seq = Sequence()
