@@ -384,6 +384,12 @@ class Scenario(unittest.TestCase):
             lab.kill(host)
         lab.start(host)
 
+    def let_reach_witness(self, lab, host):
+        """Ends the cut between a host and the witness; other cuts stay."""
+        with lab.state.change() as state:
+            state["cuts"].remove(sorted((host, "witness")))
+        lab._apply_rules()
+
     # --- guests ------------------------------------------------------------------------------------
 
     def running(self, lab, host):

@@ -110,6 +110,33 @@ class Taken(Scenario):
             self.assertEqual(self.log(lab, "a").count("is held by another client"), 1)
 
 
+class HeldOutput(Scenario):
+    def test_limit_of_held_output(self):
+        lab = self.make(workload="bootsector", polluxd_arg=["--hold-max-packets", "64", "--hold-freeze-ms", "60000"])
+        frames = self.follow(Frames(lab))
+        self.pair(lab)
+        frames.flow()
+        with self.fact("held output at its limit: the guest is frozen, nothing is dropped"):
+            for pair in (("a", "b"), ("a", "witness"), ("b", "witness")):
+                lab.cut(*pair)
+            self.wait_state(lab, "a", "claiming")
+            self.wait(lab, "a", lambda s: s["frozen"] and not s["guest"]["running"], "frozen at the limit")
+            with lab.qmp("a") as qmp:
+                self.assertGreaterEqual(qmp.command("query-checkpoint")["held-packets"], 64)
+            seen = frames.lines
+        with self.fact("when the side is granted the guest goes on, and every held frame comes"):
+            self.let_reach_witness(lab, "a")
+            self.wait_state(lab, "a", "alone")
+            frames.wait_more(1)
+            frames.flow()
+            self.assertGreater(frames.lines, seen + 64)
+            self.assert_one_runs(lab, "a")
+            self.assert_nothing_lost(frames.end())
+        with self.fact("the other side, healed too, is refused and becomes the standby again"):
+            lab.heal()
+            self.wait_state(lab, "a", "protected", timeout_s=60)
+
+
 class FullDisk(Scenario):
     def start_on_small_disk(self, lab, host):
         """polluxd with a state directory on a file system of its own, as small as one can be."""

@@ -119,3 +119,28 @@ class Partition(Scenario):
             frames.flow()
         with self.fact("through all partitions no frame was repeated, and only failovers cost a gap"):
             self.assert_nothing_lost(frames.end(), failovers, late=True)
+
+    def test_polluxd_restarted_while_frozen(self):
+        lab = self.make(workload="bootsector", polluxd_arg=["--hold-freeze-ms", str(FREEZE_MS)])
+        frames = self.follow(Frames(lab))
+        self.pair(lab)
+        frames.flow()
+        with self.fact("a polluxd that is killed while its guest is frozen, and started again, releases nothing"):
+            for pair in (("a", "b"), ("a", "witness"), ("b", "witness")):
+                lab.cut(*pair)
+            self.wait(lab, "a", lambda s: s["frozen"], "frozen")
+            self.wait(lab, "a", lambda s: not s["guest"]["running"], "stopped")
+            seen = frames.lines
+            self.kill(lab, "a", "polluxd")
+            lab._start_polluxd("a")
+            self.wait_state(lab, "a", "claiming")
+            self.wait(lab, "a", lambda s: s["arbiter"]["last_answer"] == "none" and s["uptime_s"] >= 1, "asking in vain")
+            self.assertEqual(frames.lines, seen)
+        with self.fact("granted, it lets the guest go on"):
+            self.let_reach_witness(lab, "a")
+            self.wait_state(lab, "a", "alone")
+            frames.flow()
+            self.assert_one_runs(lab, "a")
+            lab.heal()
+            self.wait_state(lab, "a", "protected", timeout_s=60)
+            self.assert_nothing_lost(frames.end())

@@ -150,6 +150,17 @@ class Refused(Scenario):
             code, text = self.pollux(lab, "a", "unpair")
             self.assertEqual(code, 0, text)
             self.wait_state(lab, "a", "none")
+        with self.fact("a peer whose host does not answer: said so, tried again, and paired when it answers"):
+            lab.cut("a", "b")
+            code, text = self.try_pair(lab)
+            self.assertEqual(code, 0, text)
+            self.wait(lab, "a", lambda s: s["state"] == "alone" and "10.78.0.2" in s["reason"],
+                      "alone because the peer's host cannot be reached")
+            self.frames.flow(50)
+            lab.heal()
+            self.wait_state(lab, "a", "protected", timeout_s=60)
+            self.assertEqual(self.pollux(lab, "a", "unpair")[0], 0)
+            self.wait_state(lab, "a", "none")
         with self.fact("the witness cannot be reached: pair fails with code 69, the guest goes on"):
             lab.kill("witness")
             code, text = self.try_pair(lab)
