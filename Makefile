@@ -42,16 +42,16 @@ qemu: deps
 	ci/build-qemu
 
 demo: deps
-	$(MAKE) qemu programs guest
+	$(MAKE) -j$(shell nproc) qemu programs guest
 	tests/lab/demo
 
 test: deps
-	$(MAKE) qemu programs guest unit-programs
+	$(MAKE) -j$(shell nproc) qemu programs guest unit-programs
 	tests/run
 
 # Ratios, each side measured in the same run; never part of the tests. BENCH_SECONDS makes it longer.
 bench: deps
-	$(MAKE) qemu programs guest bench-programs
+	$(MAKE) -j$(shell nproc) qemu programs guest bench-programs
 	tests/bench/run
 
 .PHONY: bench-programs
@@ -70,7 +70,7 @@ check-sim: unit-programs
 	tests/run sim
 
 check-lab: deps
-	$(MAKE) qemu programs guest unit-programs
+	$(MAKE) -j$(shell nproc) qemu programs guest unit-programs
 	tests/run qemu lab
 
 check-qemu: deps
