@@ -531,10 +531,9 @@ void session_step(struct session *s, const struct session_event *event, int64_t 
     ret->nr = 0;
     s->out = ret;
     s->now_ns = now_ns;
-    /* We ourselves stood still (stopped, starved): that silence was ours, not the peer's. */
-    if (s->stepped_ns && now_ns - s->stepped_ns > s->config.peer_timeout_ns / 2)
+    /* Stepped long after it was due, we ourselves stood still (stopped, starved): that silence was ours, not the peer's. */
+    if (s->due_ns && s->due_ns != NEVER && now_ns - s->due_ns > s->config.peer_timeout_ns / 2)
         s->last_rx_ns = now_ns;
-    s->stepped_ns = now_ns;
     if (event->type >= SE_LINK_UP && event->type <= SE_PEER_ERROR)
         s->last_rx_ns = now_ns;
     dispatch(s, event);
@@ -543,6 +542,7 @@ void session_step(struct session *s, const struct session_event *event, int64_t 
     if (s->ending || s->unpairing)
         session_finish_alone(s);
     s->out = NULL;
+    s->due_ns = session_deadline(s);
 }
 
 int64_t session_deadline(const struct session *s)

@@ -249,7 +249,7 @@ struct session {
     int64_t now_ns;
     int64_t last_rx_ns, last_tx_ns, link_up_ns;
     int64_t connect_at_ns, ask_at_ns, claiming_since_ns, end_at_ns; /* INT64_MAX: not wanted */
-    int64_t stepped_ns;     /* time of the step before: shows that we ourselves stood still */
+    int64_t due_ns;         /* session_deadline() after the step before; 0 before the first */
     struct session_actions *out; /* during a step */
 };
 

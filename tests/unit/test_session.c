@@ -900,6 +900,21 @@ static void a_capture_goes_on_in_the_next_slot_without_a_pause_in_between(void *
     assert_false(want(&b, SA_SEND_SLOT)->first);
 }
 
+static void a_dead_peer_is_noticed_even_if_heartbeats_are_rare(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    ready(&b);
+    b.s.config.heartbeat_ns = 75 * MS;
+    b.s.config.peer_timeout_ns = 150 * MS;
+    for (unsigned i = 0; i < 100 && b.s.state == ST_STANDBY_READY; i++) {
+        b.now = session_deadline(&b.s) + MS / 5;
+        STEP(&b, .type = SE_TICK);
+    }
+    is(&b, ST_STANDBY_ASKING);
+}
+
 static void a_full_sync_ends_even_if_no_round_ever_fits_a_slot(void **state)
 {
     struct bench b;
@@ -1191,6 +1206,7 @@ int main(void)
         cmocka_unit_test(a_stop_that_crosses_the_grant_is_resumed),
         cmocka_unit_test(a_resume_older_than_our_stop_does_not_hide_it),
         cmocka_unit_test(a_capture_goes_on_in_the_next_slot_without_a_pause_in_between),
+        cmocka_unit_test(a_dead_peer_is_noticed_even_if_heartbeats_are_rare),
         cmocka_unit_test(a_full_sync_ends_even_if_no_round_ever_fits_a_slot),
         cmocka_unit_test(no_more_epochs_are_in_flight_than_allowed),
         cmocka_unit_test(a_first_claim_that_is_refused_changes_nothing),
