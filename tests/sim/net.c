@@ -77,6 +77,9 @@ void net_send(struct world *w, struct side *d, const struct msg *m, int64_t extr
 {
     if (d->conn < 0)
         return;
+    /* Many signs of life that nobody reads say no more than some: a long cut must not fill the queue. */
+    if (m->type == M_HEARTBEAT && net_queued(w, d) > BACKPRESSURE)
+        return;
     put(w, (unsigned)d->conn, 1 - d->id, m, w->now + latency(w) + extra);
 }
 

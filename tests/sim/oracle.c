@@ -111,7 +111,7 @@ bool oracle_fully_protected(const struct world *w)
     for (unsigned i = 0; i < 2; i++) {
         const struct side *a = &w->side[i], *b = &w->side[1 - i];
         if (a->state == ST_PROTECTED && b->state == ST_STANDBY_READY && a->daemon_up && b->daemon_up && a->q.alive &&
-            b->q.alive && a->conn >= 0 && a->conn == b->conn)
+            b->q.alive && a->q.qmp_life == a->life && b->q.qmp_life == b->life && a->conn >= 0 && a->conn == b->conn)
             return true;
     }
     return false;
