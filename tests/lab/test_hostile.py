@@ -90,6 +90,7 @@ class HostilePeers(Scenario):
         lab = self.make(workload="bootsector")
         self.frames = self.follow(Frames(lab))
         self.wait_state(lab, "b", "standby-wait")
+        self.wait(lab, "b", lambda s: s["arbiter"]["reachable"], "connected to the arbiter")
         descriptors = self.descriptors(lab, "b")
 
         def raw(data):
@@ -172,7 +173,10 @@ class HostilePeers(Scenario):
                 peer.close()
             self.assertEqual(self.wait_state(lab, "b", "standby-wait")["peer"]["connected"], False)
         with self.fact("no descriptor is left of any of them"):
-            self.assertEqual(self.descriptors(lab, "b"), descriptors)
+            deadline = time.monotonic() + STEP_S
+            while len(self.descriptors(lab, "b")) > len(descriptors):  # that of the last question may be closing
+                self.assertLess(time.monotonic(), deadline, f"{self.descriptors(lab, 'b')} now, {descriptors} before")
+                self.frames.flow(1)
         with self.fact("after all of them an honest pairing works"):
             self.pair(lab)
             self.frames.flow()
