@@ -145,6 +145,13 @@ void loop_read(struct loop *loop, unsigned slot, void *buf, size_t len)
     begin(loop, sqe, LOOP_READ, slot);
 }
 
+bool loop_event_current(const struct loop *loop, const struct loop_event *event)
+{
+    const struct loop_conn *c = &loop->conn[event->slot];
+
+    return c->fd >= 0 && c->open && c->generation == event->generation;
+}
+
 /* @return whether the completion is one that the caller still waits for */
 static bool take(struct loop *loop, const struct io_uring_cqe *cqe, struct loop_event *ret)
 {
@@ -158,6 +165,7 @@ static bool take(struct loop *loop, const struct io_uring_cqe *cqe, struct loop_
     c->inflight--;
     ret->op = (enum loop_op)(data >> 56);
     ret->slot = slot;
+    ret->generation = c->generation;
     ret->res = cqe->res;
     if (c->open && ret->op != LOOP_CANCEL)
         return true;

@@ -40,6 +40,7 @@ struct loop {
 struct loop_event {
     enum loop_op op;
     unsigned slot;
+    uint32_t generation; /* of the slot */
     int res;
 };
 
@@ -61,6 +62,13 @@ void loop_close(struct loop *loop, unsigned slot);
 
 /** @return whether the slot can take a new descriptor */
 bool loop_slot_free(const struct loop *loop, unsigned slot);
+
+/**
+ * Several events come at once, and handling one may close a slot and open it again: what came for the connection
+ * before is stale then. Ask before handling each.
+ * @return whether the event is for the connection that has the slot now
+ */
+bool loop_event_current(const struct loop *loop, const struct loop_event *event);
 
 /* Each begins one operation on an open slot; buffers stay the kernel's until its event came or the slot is free. */
 void loop_recv(struct loop *loop, unsigned slot, void *buf, size_t len);

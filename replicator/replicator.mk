@@ -29,3 +29,8 @@ UNIT_TESTS += $(B)/tests/unit/test_store
 $(B)/tests/unit/test_store: tests/unit/test_store.c $(addprefix $(B)/replicator/,store.o arena.o codec.o wire.o)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(STD) -I. $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) -lcmocka -llz4 -lxxhash
+
+UNIT_TESTS += $(B)/tests/unit/test_loop
+$(B)/tests/unit/test_loop: tests/unit/test_loop.c $(B)/replicator/loop.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(STD) -I. $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) -lcmocka -luring
