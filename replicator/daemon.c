@@ -61,10 +61,11 @@ static void on_captured(void *opaque, const struct guest_capture *c)
     hold_captured(&d->hold, c->epoch, c->held_packets, c->held_bytes, now);
 }
 
-static void on_applied(void *opaque, unsigned slot)
+static void on_applied(void *opaque, unsigned slot, uint64_t store)
 {
     struct daemon *d = opaque;
-    uint64_t epoch = d->store_open ? store_applied(&d->store, slot) : 0;
+    bool ours = d->store_open && store == d->store_number; /* a slow QEMU may answer for the store before this one */
+    uint64_t epoch = ours ? store_applied(&d->store, slot) : 0;
 
     if (epoch)
         mailbox_put(&d->box, &(struct session_event){ .type = SE_APPLIED, .epoch = epoch });
@@ -143,6 +144,7 @@ static void start_standby(struct daemon *d, uint64_t serial)
     d->blocks = (struct codec_blocks){ .nr = d->guest.nr_blocks, .nr_pages = d->guest.block_pages };
     rc = store_open(&d->store, &d->blocks, STATE_MAX_BYTES);
     d->store_open = rc == 0;
+    d->store_number++;
     if (rc < 0)
         done(d, serial, rc, "no memory for the standby's epochs");
     else
@@ -203,7 +205,7 @@ static void apply(struct daemon *d, uint64_t epoch)
         return;
     }
     store_applying(&d->store, (unsigned)slot, false);
-    guest_apply(&d->guest, (unsigned)slot, d->store.slot[slot].nr_pages);
+    guest_apply(&d->guest, (unsigned)slot, d->store.slot[slot].nr_pages, d->store_number);
     store_acked(&d->store, epoch);
 }
 
@@ -576,7 +578,7 @@ int daemon_run(struct daemon *d)
             return nr;
         d->now_ns = monotonic_ns();
         for (int i = 0; i < nr; i++) {
-            if (d->loop.conn[events[i].slot].open)
+            if (loop_event_current(&d->loop, &events[i]))
                 on_completion(d, &events[i]);
         }
     }

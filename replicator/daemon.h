@@ -96,6 +96,7 @@ struct daemon {
     struct sender sender;
     struct store store;
     bool store_open;
+    uint64_t store_number; /* counts the stores opened: tells late answers of QEMU apart */
     struct arena arena; /* of the active */
     struct asker asker;
     struct saver saver;

@@ -59,6 +59,8 @@ static void receive(struct guest *g)
     loop_recv(g->loop, g->slot, g->rx, sizeof(g->rx));
 }
 
+static void detach(struct guest *g, const char *why);
+
 /* Answer what waits for an answer, as failed. */
 static void fail(struct guest *g, const struct guest_pending *p, const char *why)
 {
@@ -66,6 +68,7 @@ static void fail(struct guest *g, const struct guest_pending *p, const char *why
 
     switch (p->kind) {
     case GUEST_DONE:
+    case GUEST_COVERED:
     case GUEST_LOAD:
         e.type = SE_DONE;
         mailbox_put(g->box, &e);
@@ -74,8 +77,13 @@ static void fail(struct guest *g, const struct guest_pending *p, const char *why
         mailbox_say(g->box, SE_CAPTURE_FAILED, why);
         break;
     case GUEST_APPLY:
-        /* RAM here is in no known state: this guest must never run. */
-        mailbox_say(g->box, SE_GUEST_LOST, why);
+        /* RAM here is in no known state, so this guest must not run: begin with this QEMU anew, to be filled anew. */
+        if (g->state != GUEST_DETACHED)
+            detach(g, why);
+        break;
+    case GUEST_STEP:
+        if (!g->step_why[0])
+            snprintf(g->step_why, sizeof(g->step_why), "%s", why);
         break;
     default:
         break;
@@ -268,10 +276,13 @@ static void on_reply(struct guest *g, const struct qmp_message *m)
         else
             known(g, m->data);
         break;
+    case GUEST_COVERED:
+        guest_json_covered(g, m->data);
+        /* fall through */
     case GUEST_DONE:
     case GUEST_LOAD:
         e.type = SE_DONE;
-        if (was.kind == GUEST_DONE && g->step_why[0]) {
+        if (was.kind != GUEST_LOAD && g->step_why[0]) {
             e.error = -EIO;
             e.text = g->step_why;
         }
@@ -295,7 +306,7 @@ static void on_reply(struct guest *g, const struct qmp_message *m)
         mailbox_put(g->box, &e);
         break;
     case GUEST_APPLY:
-        g->observer.applied(g->observer.opaque, was.slot);
+        g->observer.applied(g->observer.opaque, was.slot, was.serial);
         break;
     case GUEST_RELEASE:
         g->observer.released(g->observer.opaque, was.epoch, guest_json_u64(m->data, "packets"),
@@ -453,7 +464,7 @@ static void add_buffers(struct guest *g, bool active)
     for (unsigned i = 0; i < g->nr_nics; i++) {
         struct json_object *args;
         char id[GUEST_NAME_BYTES + 16];
-        if (g->nic[i].buffered)
+        if (g->nic[i].buffered || !g->nic[i].netdev[0]) /* without a netdev it is connected to nothing */
             continue;
         args = object();
         snprintf(id, sizeof(id), "pollux-%s", g->nic[i].netdev);
@@ -466,7 +477,6 @@ static void add_buffers(struct guest *g, bool active)
         if (g->hold_max_packets)
             put_u64(args, "max-packets", g->hold_max_packets);
         ask(g, "object-add", args, -1, (struct guest_pending){ .kind = GUEST_STEP });
-        g->nic[i].buffered = true; /* if it fails, the action fails, and the next attach asks anew */
     }
 }
 
@@ -484,7 +494,9 @@ void guest_checkpoint_start(struct guest *g, bool active, const struct arena *ar
     put_u64(args, "slots", arena->geometry.slots);
     put_u64(args, "slot-pages", arena->geometry.slot_pages);
     put_u64(args, "state-max", arena->geometry.state_max);
-    ask(g, "checkpoint-start", args, -1, (struct guest_pending){ .kind = GUEST_DONE, .serial = serial });
+    ask(g, "checkpoint-start", args, -1, (struct guest_pending){ .kind = GUEST_STEP });
+    /* Only what QEMU says afterwards shows that all output can be held: NICs may have come, an object-add may be late. */
+    ask(g, "query-checkpoint", NULL, -1, (struct guest_pending){ .kind = GUEST_COVERED, .serial = serial });
 }
 
 void guest_checkpoint_stop(struct guest *g, uint64_t serial)
@@ -521,13 +533,13 @@ void guest_release(struct guest *g, uint64_t epoch)
     ask(g, "checkpoint-release", args, -1, (struct guest_pending){ .kind = GUEST_RELEASE, .epoch = epoch });
 }
 
-void guest_apply(struct guest *g, unsigned slot, uint64_t nr_pages)
+void guest_apply(struct guest *g, unsigned slot, uint64_t nr_pages, uint64_t store)
 {
     struct json_object *args = object();
 
     put_u64(args, "slot", slot);
     put_u64(args, "pages", nr_pages);
-    ask(g, "checkpoint-apply", args, -1, (struct guest_pending){ .kind = GUEST_APPLY, .slot = slot });
+    ask(g, "checkpoint-apply", args, -1, (struct guest_pending){ .kind = GUEST_APPLY, .slot = slot, .serial = store });
 }
 
 void guest_load(struct guest *g, unsigned slot, uint32_t state_bytes, uint64_t serial)

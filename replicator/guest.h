@@ -34,8 +34,9 @@ enum guest_kind {
     GUEST_QUERY_CHECKPOINT,
     GUEST_STEP,    /* part of an action whose last command answers it */
     GUEST_DONE,    /* answers SE_DONE with .serial */
+    GUEST_COVERED, /* query-checkpoint after a start: as DONE, if every NIC has its buffer */
     GUEST_CAPTURE,
-    GUEST_APPLY,   /* .slot */
+    GUEST_APPLY,   /* .slot, .serial: of the store */
     GUEST_LOAD,    /* SE_DONE */
     GUEST_RELEASE, /* .epoch */
     GUEST_QUIET,   /* only an error is worth a line */
@@ -72,7 +73,7 @@ struct guest;
 struct guest_observer {
     void *opaque;
     void (*captured)(void *opaque, const struct guest_capture *capture);
-    void (*applied)(void *opaque, unsigned slot);
+    void (*applied)(void *opaque, unsigned slot, uint64_t store);
     void (*released)(void *opaque, uint64_t epoch, uint64_t packets, uint64_t bytes);
     void (*warn)(void *opaque, const char *text);
 };
@@ -134,7 +135,8 @@ void guest_checkpoint_stop(struct guest *g, uint64_t serial);
 void guest_capture(struct guest *g, uint64_t epoch, unsigned slot, bool precopy, bool append);
 void guest_output(struct guest *g, enum session_output mode, uint64_t serial);
 void guest_release(struct guest *g, uint64_t epoch);
-void guest_apply(struct guest *g, unsigned slot, uint64_t nr_pages);
+/** @param store  number of the store that the slot is of: told again when it was applied, since stores come and go */
+void guest_apply(struct guest *g, unsigned slot, uint64_t nr_pages, uint64_t store);
 void guest_load(struct guest *g, unsigned slot, uint32_t state_bytes, uint64_t serial);
 void guest_run(struct guest *g, uint64_t serial);
 void guest_stop(struct guest *g, uint64_t serial);

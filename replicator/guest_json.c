@@ -202,6 +202,40 @@ out:
     return len < 0 ? -EPROTO : 0;
 }
 
+__attribute__((format(printf, 2, 3))) static void step_failed(struct guest *g, const char *format, ...)
+{
+    va_list ap;
+
+    if (g->step_why[0])
+        return;
+    va_start(ap, format);
+    vsnprintf(g->step_why, sizeof(g->step_why), format, ap);
+    va_end(ap);
+}
+
+void guest_json_covered(struct guest *g, struct json_object *o)
+{
+    size_t nr;
+    struct json_object *nics = list(o, "nics", &nr);
+
+    if (nr != g->nr_nics) {
+        step_failed(g, "the guest has %zu NICs now, and had %u when polluxd attached: restart polluxd", nr, g->nr_nics);
+        return;
+    }
+    for (size_t i = 0; i < nr; i++) {
+        struct json_object *n = json_object_array_get_idx(nics, i);
+        struct guest_nic *nic = &g->nic[i];
+        char netdev[GUEST_NAME_BYTES], mac[sizeof(nic->mac)];
+        guest_json_text(n, "netdev", netdev, sizeof(netdev));
+        guest_json_text(n, "mac", mac, sizeof(mac));
+        nic->buffered = guest_json_bool(n, "buffered");
+        if (strcmp(netdev, nic->netdev) != 0 || strcmp(mac, nic->mac) != 0)
+            step_failed(g, "the guest has other NICs than when polluxd attached: restart polluxd");
+        else if (netdev[0] && !nic->buffered)
+            step_failed(g, "the output of NIC %s could not be held: it has no checkpoint-buffer", netdev);
+    }
+}
+
 void guest_json_capture(struct json_object *o, struct guest_capture *ret)
 {
     ret->complete = guest_json_bool(o, "complete");

@@ -19,6 +19,12 @@ void guest_json_text(struct json_object *o, const char *key, char *ret, size_t c
 /** Take query-checkpoint's answer. @return 0 or -EPROTO when it does not describe a guest we can handle; g->step_why says why */
 int guest_json_identity(struct guest *g, struct json_object *o);
 
+/**
+ * Take query-checkpoint's answer after a start: do the guest's NICs still stand as we know them, and are they all covered by
+ * a checkpoint-buffer? If not, g->step_why says why, unless it says something already. Learns which are covered.
+ */
+void guest_json_covered(struct guest *g, struct json_object *o);
+
 /** Take checkpoint-capture's answer. */
 void guest_json_capture(struct json_object *o, struct guest_capture *ret);
 

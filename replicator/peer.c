@@ -112,7 +112,7 @@ static bool to_store(struct daemon *d, const struct wire_record *rec)
         break;
     case STORE_PART:
         store_applying(&d->store, slot, true);
-        guest_apply(&d->guest, slot, d->store.slot[slot].nr_pages);
+        guest_apply(&d->guest, slot, d->store.slot[slot].nr_pages, d->store_number);
         break;
     case STORE_COMPLETE:
         e.type = SE_RX_COMPLETE;
