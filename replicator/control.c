@@ -187,7 +187,7 @@ static void accepted(struct control *c, int fd, int64_t now_ns)
         struct control_client *k = &c->client[i];
         if (k->open || !loop_slot_free(c->loop, slot_of(c, i)))
             continue;
-        *k = (struct control_client){ .open = true, .heard_ns = now_ns, .in = k->in, .out = k->out };
+        *k = (struct control_client){ .open = true, .id = ++c->last_id, .heard_ns = now_ns, .in = k->in, .out = k->out };
         loop_open(c->loop, slot_of(c, i), fd);
         receive(c, i);
         return;

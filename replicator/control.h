@@ -23,6 +23,7 @@ struct control_client {
     bool open, closing, subscribed;
     bool recv_busy, send_busy;
     bool waits; /* for the answer to a command */
+    uint64_t id; /* differs from that of every client before */
     int64_t heard_ns;
     size_t in_len, out_len, sending;
     char *in;
@@ -38,7 +39,14 @@ struct control {
     /* Takes one command. The answer may come later, by control_answer(). */
     void (*command)(void *opaque, unsigned client, struct json_object *request);
     struct control_client client[CONTROL_CLIENTS];
+    uint64_t last_id;
 };
+
+/** @return the client's id, for a later answer; 0 when nobody is there */
+static inline uint64_t control_id(const struct control *c, unsigned client)
+{
+    return c->client[client].open ? c->client[client].id : 0;
+}
 
 /** @return 0 or -ENOMEM */
 int control_init(struct control *c, struct loop *loop, unsigned listen_slot, unsigned first_slot,

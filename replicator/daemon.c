@@ -120,6 +120,7 @@ static void start_active(struct daemon *d, uint64_t serial)
             return;
         }
     }
+    sender_stop(&d->sender); /* its workers read the arena before */
     arena_close(&d->arena);
     rc = arena_open(&geometry, &d->arena);
     if (rc < 0) {
@@ -260,6 +261,10 @@ static void answer_operator(struct daemon *d, const struct session_action *a)
 
     if (d->op_client < 0)
         return;
+    if (control_id(&d->control, (unsigned)d->op_client) != d->op_id) {
+        d->op_client = -1; /* whoever asked has left */
+        return;
+    }
     if (a->code) {
         control_fail(&d->control, (unsigned)d->op_client, a->code, a->text);
     } else {
@@ -618,6 +623,7 @@ static void operate(struct daemon *d, unsigned client, enum session_event_type t
         return;
     }
     d->op_client = (int)client;
+    d->op_id = control_id(&d->control, client);
     mailbox_put(&d->box, &(struct session_event){ .type = type, .flag = flag });
 }
 
@@ -806,10 +812,11 @@ int daemon_init(struct daemon *d, const struct daemon_options *options)
 
 void daemon_fini(struct daemon *d)
 {
-    sender_fini(&d->sender);
     saver_fini(&d->saver);
+    sender_stop(&d->sender); /* after this no worker writes the eventfd */
+    loop_fini(&d->loop);     /* after this the kernel uses none of our buffers */
+    sender_fini(&d->sender);
     control_fini(&d->control);
-    loop_fini(&d->loop); /* after this the kernel uses none of our buffers */
     guest_fini(&d->guest);
     link_fini(&d->link);
     arena_close(&d->arena);

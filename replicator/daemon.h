@@ -118,6 +118,7 @@ struct daemon {
     uint64_t wake_value, work_value;
     uint8_t signal_buf[256];
     int op_client; /* control client that waits for SA_OP_REPLY; -1 none */
+    uint64_t op_id; /* that client's: it may leave, and another take its place */
     unsigned announce_sent;
     uint64_t announce_at_ns, announce_last_ns;
     bool announcing;
