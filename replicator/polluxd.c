@@ -246,8 +246,9 @@ static int complete(struct settings *s)
         fprintf(stderr, "polluxd: --%s is needed; see polluxd --help\n", missing);
         return -EINVAL;
     }
-    if (o->session.heartbeat_ns * 2 > o->session.peer_timeout_ns) {
-        fprintf(stderr, "polluxd: --peer-timeout-ms must be at least twice --heartbeat-ms\n");
+    /* A turn that is late by half the time-out counts as our own stand-still, and heartbeats set the pace of turns. */
+    if (o->session.heartbeat_ns * 3 > o->session.peer_timeout_ns) {
+        fprintf(stderr, "polluxd: --peer-timeout-ms must be at least three times --heartbeat-ms\n");
         return -EINVAL;
     }
     if (!o->control[0]) {
