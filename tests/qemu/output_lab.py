@@ -29,14 +29,15 @@ GUEST_MAC = bytes.fromhex("525400123456")
 
 
 def qemu_program():
-    """The QEMU under test: $QEMU, else the one that `make qemu` leaves in build/."""
-    return os.environ.get("QEMU") or os.path.join(ROOT, "build", "qemu", "qemu-system-x86_64")
+    """The QEMU under test: $POLLUX_QEMU, else the one that `make qemu` leaves in build/."""
+    return (os.environ.get("POLLUX_QEMU")
+            or os.path.join(ROOT, "build", "qemu", "bin", "qemu-system-x86_64"))
 
 
 def run_tests():
     """Runs the tests of the calling program; exit 77 (skipped) without a patched QEMU."""
     if not os.access(qemu_program(), os.X_OK):
-        print("skipped: no QEMU at %s (set QEMU, or make qemu)" % qemu_program())
+        print("skipped: no QEMU at %s (set POLLUX_QEMU, or make qemu)" % qemu_program())
         raise SystemExit(77)
     unittest.main(verbosity=1)
 
@@ -475,8 +476,8 @@ class Virtio:
     def used(self, number=1):
         return struct.unpack("<H", self.m.mem_read(self.queues[number]["used"] + 2, 2))[0]
 
-    def send(self, *frames, number=1, header=None):
-        """All frames made available, then one kick."""
+    def send(self, *frames, number=1, header=None, wait=True):
+        """All frames made available, then one kick; waits until the device has taken them."""
         for data in frames:
             slot = self.queues[number]["free"]
             at = self.base + 0x100000 + (slot + 256 * (number // 2)) * 0x1000
@@ -486,6 +487,8 @@ class Virtio:
             self.m.mem_write(at, head + data)
             self.chain(number, [(at, len(head) + len(data), 0)])
         self.kick(number)
+        if wait:
+            self.wait_used(self.queues[number]["next"], number)
 
     def wait_used(self, count, number=1):
         end = time.monotonic() + DEADLINE_S
@@ -511,7 +514,7 @@ class Session:
         os.pwrite(self.arena, b"PLXARENA" + struct.pack("<IIQQQ", 1, 4096, self.SLOTS, slot_pages,
                                                         self.STATE_MAX), 0)
         fcntl.fcntl(self.arena, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self.wakeup = ctypes.CDLL(None).eventfd(0, os.O_NONBLOCK | os.O_CLOEXEC)
+        self.wakeup = ctypes.CDLL(None).eventfd(0, os.O_CLOEXEC)
         m.qmp.getfd("arena", self.arena)
         m.qmp.getfd("wakeup", self.wakeup)
         m.qmp("checkpoint-start", role="active", arena="arena", slots=self.SLOTS,
@@ -528,10 +531,10 @@ class Session:
 
     def wakeups(self):
         """How often the eventfd was written since the last call."""
-        try:
-            return struct.unpack("<Q", os.read(self.wakeup, 8))[0]
-        except BlockingIOError:
+        # QEMU makes every descriptor it is given blocking, and that flag is shared with us.
+        if not select.select([self.wakeup], [], [], 0)[0]:
             return 0
+        return struct.unpack("<Q", os.read(self.wakeup, 8))[0]
 
     def header(self):
         """(epoch, held packets, held bytes) as the arena's header has them."""

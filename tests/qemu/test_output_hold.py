@@ -8,11 +8,12 @@
 
 import base64
 import os
+import socket
 import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from output_lab import (E1000, GUEST_MAC, Machine, Ne2k, QmpError, Rtl8139, Sink, Virtio, frame,
+from output_lab import (E1000, GUEST_MAC, Machine, Ne2k, QmpError, Rtl8139, Virtio, frame,
                         number_of, run_tests)
 
 MODELS = [E1000, Rtl8139, Ne2k, Virtio]
@@ -159,7 +160,6 @@ class Hold(unittest.TestCase):
 
     def test_stream_netdev_gets_all_in_order(self):
         """A byte stream that stalls in the middle of a frame."""
-        import socket
         near, far = socket.socketpair()
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         with Machine("-netdev", "socket,id=n0,fd=%d" % near.fileno(), "-device",
