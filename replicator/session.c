@@ -483,6 +483,14 @@ static int64_t silence_at(const struct session *s)
     return s->last_rx_ns + s->config.peer_timeout_ns;
 }
 
+/* A standby that lives but does not ack holds our output for nothing. */
+static int64_t unacked_at(const struct session *s)
+{
+    bool waits = s->state == ST_ENTERING || (s->state == ST_PROTECTED && s->pipe.sent > s->pipe.acked);
+
+    return waits ? s->pipe.waits_since_ns + s->config.hold_freeze_ns : NEVER;
+}
+
 static int64_t freeze_at(const struct session *s)
 {
     if (s->state != ST_CLAIMING || s->frozen || s->output != OUTPUT_HOLD)
@@ -499,6 +507,8 @@ static void timers(struct session *s)
 {
     if (silence_at(s) <= s->now_ns)
         session_lose_peer(s, s->peer_layout ? "the peer is silent" : "the peer did not introduce itself");
+    if (unacked_at(s) <= s->now_ns)
+        session_lose_peer(s, "the standby does not ack");
     if (freeze_at(s) <= s->now_ns) {
         s->frozen = true;
         session_act_done(s, SA_STOP_GUEST, &s->wait_stop);
@@ -547,7 +557,7 @@ void session_step(struct session *s, const struct session_event *event, int64_t 
 
 int64_t session_deadline(const struct session *s)
 {
-    int64_t at[] = { silence_at(s),    freeze_at(s),  heartbeat_at(s),     s->connect_at_ns,
+    int64_t at[] = { silence_at(s),    unacked_at(s), freeze_at(s),  heartbeat_at(s),     s->connect_at_ns,
                      s->ask_at_ns,     s->end_at_ns,  session_pipe_due(s) };
     int64_t first = NEVER;
 

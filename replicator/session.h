@@ -213,6 +213,7 @@ struct session_pipe {
     bool precopied;         /* the slot holds a precopy to append to */
     bool output_waits;
     bool output_waits_next; /* a wake-up during a capture: may belong to the epoch after it */
+    int64_t waits_since_ns; /* for the ack of the oldest epoch sent, or to be done with ENTERING */
     int64_t epoch_start_ns; /* when the executing epoch began */
     int64_t next_ns;        /* earliest next capture, by the pause budget */
 };

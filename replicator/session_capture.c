@@ -133,6 +133,7 @@ bool session_gave_up_alone(const struct session *s)
 void session_enter(struct session *s)
 {
     session_move(s, ST_ENTERING, "full sync converged");
+    s->pipe.waits_since_ns = s->now_ns;
     if (MUTANT(ALONE_NOT_GIVEN_UP))
         return;
     session_save(s, ROLE_ACTIVE_PROTECTING);
@@ -179,6 +180,8 @@ static void epoch_ended(struct session *s, const struct session_event *e)
     int64_t share = s->config.pause_permille;
 
     send_slot(s, e, true);
+    if (p->sent == p->acked)
+        p->waits_since_ns = s->now_ns;
     p->sent = p->executing++;
     p->last_pages = e->capture.pages;
     p->begun = p->final_part = p->final_now = p->precopied = false;
@@ -239,6 +242,7 @@ void session_on_ack(struct session *s, const struct session_event *e)
         return;
     }
     p->acked = e->epoch;
+    p->waits_since_ns = s->now_ns;
     if (s->state == ST_ENTERING)
         session_move(s, ST_PROTECTED, "the standby holds epoch 1");
     p->released = e->epoch;

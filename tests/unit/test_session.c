@@ -915,6 +915,31 @@ static void a_dead_peer_is_noticed_even_if_heartbeats_are_rare(void **state)
     is(&b, ST_STANDBY_ASKING);
 }
 
+static void a_standby_that_lives_but_does_not_ack_is_given_up(void **state)
+{
+    struct bench b;
+    int64_t begun;
+
+    (void)state;
+    entered(&b);
+    begun = b.now;
+    while (b.s.state == ST_ENTERING && b.now - begun < 60 * SEC) {
+        b.now += 20 * MS;
+        STEP(&b, .type = SE_PEER_ALIVE);
+    }
+    is(&b, ST_CLAIMING);
+    assert_true(b.now - begun <= b.s.config.hold_freeze_ns + 40 * MS);
+    protected(&b);
+    begun = b.now;
+    while (b.s.state == ST_PROTECTED && b.now - begun < 60 * SEC) {
+        b.now += 20 * MS;
+        STEP(&b, .type = SE_PEER_ALIVE);
+        if (find(&b, SA_CAPTURE))
+            captured(&b, find(&b, SA_CAPTURE), true, 1);
+    }
+    is(&b, ST_CLAIMING);
+}
+
 static void a_full_sync_ends_even_if_no_round_ever_fits_a_slot(void **state)
 {
     struct bench b;
@@ -1207,6 +1232,7 @@ int main(void)
         cmocka_unit_test(a_resume_older_than_our_stop_does_not_hide_it),
         cmocka_unit_test(a_capture_goes_on_in_the_next_slot_without_a_pause_in_between),
         cmocka_unit_test(a_dead_peer_is_noticed_even_if_heartbeats_are_rare),
+        cmocka_unit_test(a_standby_that_lives_but_does_not_ack_is_given_up),
         cmocka_unit_test(a_full_sync_ends_even_if_no_round_ever_fits_a_slot),
         cmocka_unit_test(no_more_epochs_are_in_flight_than_allowed),
         cmocka_unit_test(a_first_claim_that_is_refused_changes_nothing),
