@@ -17,6 +17,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -39,7 +40,29 @@ def run_tests():
     if not os.access(qemu_program(), os.X_OK):
         print("skipped: no QEMU at %s (set POLLUX_QEMU, or make qemu)" % qemu_program())
         raise SystemExit(77)
-    unittest.main(verbosity=1)
+    unittest.main(testRunner=Runner(stream=sys.stderr), verbosity=0)
+
+
+class Result(unittest.TextTestResult):
+    """Says "ok NAME", "not ok NAME" or "skip NAME" for each test, as tests/run counts them."""
+
+    def say(self, verdict, test):
+        test = getattr(test, "test_case", test)  # a part of a test counts as the test
+        print(verdict, test.id().split(".", 1)[1], flush=True)
+
+    def stopTest(self, test):
+        bad = {getattr(t, "test_case", t) for t, _ in self.errors + self.failures}
+        if test not in [t for t, _ in self.skipped]:
+            self.say("not ok" if test in bad else "ok", test)
+        super().stopTest(test)
+
+    def addSkip(self, test, reason):
+        super().addSkip(test, reason)
+        self.say("skip", test)
+
+
+class Runner(unittest.TextTestRunner):
+    resultclass = Result
 
 
 def own_netns():
