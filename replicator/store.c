@@ -11,6 +11,14 @@
 
 #include "bug.h"
 
+/* Zeroed memory of the system, touched only where the guest has pages that change. @return NULL: none */
+static void *map_memory(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return p == MAP_FAILED ? NULL : p;
+}
+
 int store_open(struct store *st, const struct codec_blocks *blocks, uint32_t state_max)
 {
     struct arena_geometry geometry = { .slots = STORE_SLOTS, .state_max = state_max };
@@ -30,15 +38,9 @@ int store_open(struct store *st, const struct codec_blocks *blocks, uint32_t sta
     }
     st->total_pages = total;
     geometry.slot_pages = total + WIRE_BATCH_PAGES; /* a batch is decoded behind the rest, then merged */
-    /* Zeroed memory of the system, touched only where the guest has pages that change. */
-    st->map = mmap(NULL, total * sizeof(*st->map), PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (st->map == MAP_FAILED) {
-        st->map = NULL;
-        rc = -ENOMEM;
-    } else {
-        rc = arena_open(&geometry, &st->arena);
-    }
+    st->map = map_memory(total * sizeof(*st->map));
+    st->index = map_memory(geometry.slot_pages * sizeof(*st->index));
+    rc = st->map && st->index ? arena_open(&geometry, &st->arena) : -ENOMEM;
     if (rc < 0)
         store_close(st);
     return rc;
@@ -49,8 +51,11 @@ void store_close(struct store *st)
     arena_close(&st->arena);
     if (st->map)
         munmap(st->map, st->total_pages * sizeof(*st->map));
+    if (st->index)
+        munmap(st->index, (st->total_pages + WIRE_BATCH_PAGES) * sizeof(*st->index));
     free(st->block_first);
     st->map = NULL;
+    st->index = NULL;
     st->block_first = NULL;
     st->in_epoch = false;
     st->filling = -1;
@@ -72,10 +77,8 @@ static uint32_t *map_entry(struct store *st, uint64_t index)
 /* The filling slot is complete or thrown away: the map is empty again. */
 static void clear_map(struct store *st, unsigned slot)
 {
-    const uint64_t *index = arena_index(st->arena.base, &st->arena.geometry, slot);
-
     for (uint64_t i = 0; i < st->slot[slot].nr_pages; i++)
-        *map_entry(st, index[i]) = 0;
+        *map_entry(st, st->index[i]) = 0;
 }
 
 static int take_free_slot(struct store *st)
@@ -111,7 +114,7 @@ static int take_begin(struct store *st, const struct wire_record *rec, enum stor
 /* Move decoded pages that the slot has already onto their older copy. */
 static void merge(struct store *st, unsigned slot, uint32_t nr)
 {
-    uint64_t *index = arena_index(st->arena.base, &st->arena.geometry, slot);
+    uint64_t *index = st->index, *shared = arena_index(st->arena.base, &st->arena.geometry, slot);
     uint8_t *pages = arena_pages(st->arena.base, &st->arena.geometry, slot);
     uint64_t from = st->slot[slot].nr_pages, to = from;
 
@@ -120,7 +123,7 @@ static void merge(struct store *st, unsigned slot, uint32_t nr)
         uint64_t dest = *entry ? *entry - 1 : to;
         if (!*entry) {
             *entry = (uint32_t)++to;
-            index[dest] = index[from];
+            index[dest] = shared[dest] = index[from];
         }
         if (dest != from)
             memcpy(pages + dest * ARENA_PAGE_BYTES, pages + from * ARENA_PAGE_BYTES, ARENA_PAGE_BYTES);
@@ -133,14 +136,12 @@ static int take_pages(struct store *st, const struct wire_record *rec, enum stor
 {
     struct store_slot *slot = &st->slot[st->filling];
     struct codec_batch batch;
-    uint64_t *index;
     int rc = codec_pages_parse(rec->payload, rec->len, &st->blocks, &batch, &st->why);
 
     if (rc < 0)
         return rc;
     ASSERT(slot->nr_pages <= st->total_pages); /* each page once, and a batch to spare */
-    index = arena_index(st->arena.base, &st->arena.geometry, (unsigned)st->filling);
-    rc = codec_pages_decode(&batch, index + slot->nr_pages,
+    rc = codec_pages_decode(&batch, st->index + slot->nr_pages,
                             arena_pages(st->arena.base, &st->arena.geometry, (unsigned)st->filling) +
                                 slot->nr_pages * ARENA_PAGE_BYTES,
                             &st->why);

@@ -43,6 +43,7 @@ struct store {
     uint64_t total_pages;
     uint64_t *block_first;   /* position of each block's first page in the map */
     uint32_t *map;           /* of the filling slot: position + 1 of each guest page, 0 none */
+    uint64_t *index;         /* of the filling slot, our own: QEMU can write the one in the arena at any time */
     struct store_slot slot[STORE_SLOTS];
     int filling;             /* slot, -1 none */
     bool full;
