@@ -19,8 +19,11 @@ import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-sys.path[:0] = [path for path in (HERE, os.path.join(HERE, "clients"), os.path.join(ROOT, "tests", "tools"))
-                if path not in sys.path]
+sys.path[:0] = [
+    path
+    for path in (HERE, os.path.join(HERE, "clients"), os.path.join(ROOT, "tests", "tools"))
+    if path not in sys.path
+]
 
 import labdaemon  # noqa: E402
 import labnet  # noqa: E402
@@ -31,8 +34,10 @@ from test_lab import Remains  # noqa: E402
 
 CLIENTS = os.path.join(HERE, "clients")
 BOOTSECTOR_WATCH = os.path.join(ROOT, "guest", "bootsector_watch.py")
-STEP_S = 30           # for one thing to happen on a busy machine
-CALM_TIMEOUT_MS = 1000  # peer time-out where time is not what is tested: two labs may share two cores
+STEP_S = 30  # for one thing to happen on a busy machine
+CALM_TIMEOUT_MS = (
+    1000  # peer time-out where time is not what is tested: two labs may share two cores
+)
 FORBIDDEN = ("bug:", "ASSERT", "Assertion", "Sanitizer", "stack smashing")
 LIVE = []
 _number = iter(range(1000))
@@ -61,9 +66,15 @@ class Follower:
         self.lines = 0
         self.at_ns = 0
         self.changed = threading.Condition()
-        self.errors = open(lab.path("client", f"follower-{next(_number)}.log"), "w+", encoding="utf-8")
-        self.process = subprocess.Popen(lab.command("client", [sys.executable, "-u", *argv]), stdout=subprocess.PIPE,
-                                        stderr=self.errors, text=True)
+        self.errors = open(
+            lab.path("client", f"follower-{next(_number)}.log"), "w+", encoding="utf-8"
+        )
+        self.process = subprocess.Popen(
+            lab.command("client", [sys.executable, "-u", *argv]),
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
         self.summary = None
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
@@ -96,7 +107,9 @@ class Follower:
             while self.lines < goal:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self.thread.is_alive():
-                    raise LabError(f"only {self.lines + count - goal} of {count} {what} came within {timeout_s} s: {self.last}")
+                    raise LabError(
+                        f"only {self.lines + count - goal} of {count} {what} came within {timeout_s} s: {self.last}"
+                    )
                 self.changed.wait(left)
 
     def end(self, timeout_s=STEP_S):
@@ -120,8 +133,20 @@ class Frames(Follower):
         self.counters = set()
         self.faults = []
         self.repeated = 0
-        super().__init__(lab, [BOOTSECTOR_WATCH, "lan0", "--seconds", "600", "--min-frames", "1", "--mac", labnet.guest_mac()],
-                         "counter")
+        super().__init__(
+            lab,
+            [
+                BOOTSECTOR_WATCH,
+                "lan0",
+                "--seconds",
+                "600",
+                "--min-frames",
+                "1",
+                "--mac",
+                labnet.guest_mac(),
+            ],
+            "counter",
+        )
 
     def note(self, value):
         """Which frames came twice: one that only came late was seen once."""
@@ -145,8 +170,20 @@ class Increments(Follower):
     """INCR on one connection, every reply checked."""
 
     def __init__(self, lab, nic=0, key="pollux"):
-        super().__init__(lab, [os.path.join(CLIENTS, "incr_client.py"), labnet.guest_ip(nic), "--key", key, "--seconds", "600",
-                               "--progress", "10"], "at_ns")
+        super().__init__(
+            lab,
+            [
+                os.path.join(CLIENTS, "incr_client.py"),
+                labnet.guest_ip(nic),
+                "--key",
+                key,
+                "--seconds",
+                "600",
+                "--progress",
+                "10",
+            ],
+            "at_ns",
+        )
 
     def flow(self, count=100, timeout_s=STEP_S):
         self.wait_more(max(1, count // 10), timeout_s, "tens of replies")
@@ -156,8 +193,18 @@ class Pages(Follower):
     """curl in a loop, every page compared."""
 
     def __init__(self, lab):
-        super().__init__(lab, [os.path.join(CLIENTS, "http_client.py"), labnet.guest_ip(), "--seconds", "600", "--progress", "5"],
-                         "at_ns")
+        super().__init__(
+            lab,
+            [
+                os.path.join(CLIENTS, "http_client.py"),
+                labnet.guest_ip(),
+                "--seconds",
+                "600",
+                "--progress",
+                "5",
+            ],
+            "at_ns",
+        )
 
     def flow(self, count=50, timeout_s=STEP_S):
         self.wait_more(max(1, count // 5), timeout_s, "fives of pages")
@@ -201,7 +248,9 @@ class Scenario(unittest.TestCase):
                         print(f"  --- {lab.name} {host} {role}\n{labproc.tail(path, 60)}")
                 if host in ("a", "b"):
                     try:
-                        print(f"  --- {lab.name} {host} status: {json.dumps(lab.status_of(host, 2))}")
+                        print(
+                            f"  --- {lab.name} {host} status: {json.dumps(lab.status_of(host, 2))}"
+                        )
                     except (LabError, OSError) as error:
                         print(f"  --- {lab.name} {host} status: {error}")
         sys.stdout.flush()
@@ -211,7 +260,11 @@ class Scenario(unittest.TestCase):
     def make(self, **options):
         """A lab of this story; at its end it is taken down and nothing may be left of it."""
         options.setdefault("peer_timeout_ms", CALM_TIMEOUT_MS)
-        lab = Lab.make(name=f"s-{os.getpid() % 1000000}-{next(_number)}", progress=Progress(quiet=True), **options)
+        lab = Lab.make(
+            name=f"s-{os.getpid() % 1000000}-{next(_number)}",
+            progress=Progress(quiet=True),
+            **options,
+        )
         LIVE.append(lab)
         self.lab = self.lab or lab
         remains = Remains(lab.name, lab.directory)
@@ -230,7 +283,11 @@ class Scenario(unittest.TestCase):
         found = []
         for host in HOSTS:
             for role in ("polluxd", "witness"):
-                found += [f"{host}: {line}" for line in self.log(lab, host, role).splitlines() if any(x in line for x in FORBIDDEN)]
+                found += [
+                    f"{host}: {line}"
+                    for line in self.log(lab, host, role).splitlines()
+                    if any(x in line for x in FORBIDDEN)
+                ]
         return found
 
     def follow(self, follower):
@@ -259,8 +316,13 @@ class Scenario(unittest.TestCase):
 
     def error_lines(self, lab):
         """Lines at level error of all daemons."""
-        return [line for host in HOSTS for role in ("polluxd", "witness")
-                for line in self.log(lab, host, role).splitlines() if ": error: " in line]
+        return [
+            line
+            for host in HOSTS
+            for role in ("polluxd", "witness")
+            for line in self.log(lab, host, role).splitlines()
+            if ": error: " in line
+        ]
 
     def wait(self, lab, host, good, what, timeout_s=STEP_S):
         """Waits until good(status of the host's polluxd); woken by its events."""
@@ -290,7 +352,9 @@ class Scenario(unittest.TestCase):
                 try:
                     event = control.line(deadline)
                 except LabError:
-                    raise LabError(f"polluxd on {host} had no event '{what}' within {timeout_s} s") from None
+                    raise LabError(
+                        f"polluxd on {host} had no event '{what}' within {timeout_s} s"
+                    ) from None
                 if event.get("seq", 0) > since and good(event):
                     return event
 
@@ -312,12 +376,19 @@ class Scenario(unittest.TestCase):
     def try_pair(self, lab, host="a", *words, peer=None):
         """Runs `pollux pair`; returns (exit status, what it said)."""
         peer = peer or labdaemon.peer_address(host)
-        done = subprocess.run(lab.pollux(host, "pair", "--peer", peer, *words), capture_output=True, text=True, timeout=90,
-                              check=False)
+        done = subprocess.run(
+            lab.pollux(host, "pair", "--peer", peer, *words),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
         return done.returncode, (done.stdout + done.stderr).strip()
 
     def pollux(self, lab, host, *words):
-        done = subprocess.run(lab.pollux(host, *words), capture_output=True, text=True, timeout=90, check=False)
+        done = subprocess.run(
+            lab.pollux(host, *words), capture_output=True, text=True, timeout=90, check=False
+        )
         return done.returncode, (done.stdout + done.stderr).strip()
 
     def kill(self, lab, host, role, number=signal.SIGKILL):
@@ -336,7 +407,10 @@ class Scenario(unittest.TestCase):
 
         def listens():
             with open("/proc/thread-self/net/unix", encoding="utf-8", errors="replace") as file:
-                return any(line.rstrip("\n").endswith(" " + path) and line.split()[3] == "00010000" for line in file)
+                return any(
+                    line.rstrip("\n").endswith(" " + path) and line.split()[3] == "00010000"
+                    for line in file
+                )
 
         deadline = time.monotonic() + STEP_S
         fresh = threading.Event()
@@ -359,7 +433,9 @@ class Scenario(unittest.TestCase):
         argv = labdaemon.polluxd_argv(host, lab.options, lab.path(host))
         for option, value in (change or {}).items():
             argv[argv.index(option) + 1] = value
-        done = subprocess.run(lab.command(host, argv), capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            lab.command(host, argv), capture_output=True, text=True, timeout=timeout_s, check=False
+        )
         return done.returncode, done.stderr.strip()
 
     def start_qemu(self, lab, host, standby=True, **overrides):
@@ -415,10 +491,16 @@ class Scenario(unittest.TestCase):
         """
         self.assertIsNotNone(summary, "the watcher ended without a summary")
         self.assertGreater(summary["frames"], 0)
-        self.assertEqual((summary["repeated"], summary["errors"]), (0, 0), f"a state that was seen is lost: {summary}")
+        self.assertEqual(
+            (summary["repeated"], summary["errors"]),
+            (0, 0),
+            f"a state that was seen is lost: {summary}",
+        )
         if not late:
             self.assertEqual(summary["backwards"], 0, f"a state that was seen is lost: {summary}")
-        self.assertLessEqual(summary["gaps"], failovers, f"frames are missing without a failover: {summary}")
+        self.assertLessEqual(
+            summary["gaps"], failovers, f"frames are missing without a failover: {summary}"
+        )
         self.assertEqual(summary["dropped_by_reader"], 0, f"no verdict: {summary}")
 
 
@@ -446,7 +528,9 @@ class Result(unittest.TestResult):
         if isinstance(error[1], Reported):
             return
         print(f"not ok {self.name(test)}", flush=True)
-        print("  " + self._exc_info_to_string(error, test).strip().replace("\n", "\n  "), flush=True)
+        print(
+            "  " + self._exc_info_to_string(error, test).strip().replace("\n", "\n  "), flush=True
+        )
         if hasattr(test, "print_logs"):
             test.print_logs()
 
@@ -466,6 +550,7 @@ class Result(unittest.TestResult):
 
 def run_file(path, pattern=None):
     """Runs one test file; returns the exit status. SIGTERM ends it through the clean-up."""
+
     def stop(*_):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the clean-up is not interrupted

@@ -18,13 +18,17 @@ class DaemonsDie(Scenario):
         self.pair(lab)
         frames.flow()
 
-        with self.fact("kill -9 of the standby's polluxd: the active goes on alone with a grant, output flows"):
+        with self.fact(
+            "kill -9 of the standby's polluxd: the active goes on alone with a grant, output flows"
+        ):
             self.kill(lab, "b", "polluxd")
             generation = self.wait_state(lab, "a", "alone")["generation"]
             self.assertEqual(generation, 2)
             frames.flow()
             self.assert_one_runs(lab, "a")
-        with self.fact("a new polluxd on the standby, with a fresh QEMU, is synced without a command"):
+        with self.fact(
+            "a new polluxd on the standby, with a fresh QEMU, is synced without a command"
+        ):
             self.fresh_standby(lab, "b")
             lab._start_polluxd("b")
             self.wait_state(lab, "a", "protected", timeout_s=60)
@@ -36,7 +40,9 @@ class DaemonsDie(Scenario):
             self.wait_state(lab, "a", "protected", timeout_s=60)
             frames.flow()
 
-        with self.fact("SIGTERM of the active's polluxd: the guest runs on, unprotected, in service"):
+        with self.fact(
+            "SIGTERM of the active's polluxd: the guest runs on, unprotected, in service"
+        ):
             self.kill(lab, "a", "polluxd", signal.SIGTERM)
             frames.flow()
             self.assert_one_runs(lab, "a")
@@ -53,7 +59,9 @@ class DaemonsDie(Scenario):
             lab._start_polluxd("b")
             self.wait_state(lab, "a", "protected", timeout_s=60)
 
-        with self.fact("kill -9 of the active's QEMU: the peer is told, and takes over long before its time-out"):
+        with self.fact(
+            "kill -9 of the active's QEMU: the peer is told, and takes over long before its time-out"
+        ):
             frames.flow()
             killed = self.kill(lab, "a", "qemu")
             event = self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted")
@@ -66,12 +74,18 @@ class DaemonsDie(Scenario):
             self.wait_state(lab, "b", "protected", timeout_s=60)
             frames.flow()
 
-        with self.fact("kill -9 of the active's polluxd: the standby takes over, the old guest's output never appears"):
+        with self.fact(
+            "kill -9 of the active's polluxd: the standby takes over, the old guest's output never appears"
+        ):
             self.kill(lab, "b", "polluxd")
             self.wait_event(lab, "a", lambda e: e["type"] == "promoted", "promoted")
             frames.flow()
-            self.assertTrue(self.running(lab, "b"), "nobody stops the old guest before a polluxd is there again")
-        with self.fact("a new polluxd learns from the arbiter that its guest is outdated, and stops it"):
+            self.assertTrue(
+                self.running(lab, "b"), "nobody stops the old guest before a polluxd is there again"
+            )
+        with self.fact(
+            "a new polluxd learns from the arbiter that its guest is outdated, and stops it"
+        ):
             lab._start_polluxd("b")
             status = self.wait_state(lab, "b", "outdated")
             self.assertEqual(status["output"], "drop")
@@ -86,8 +100,13 @@ class DaemonsDie(Scenario):
 
         with self.fact("a standby whose QEMU dies is missed, and its next QEMU is synced"):
             self.fresh_standby(lab, "b")
-            self.wait_event(lab, "a", lambda e: e.get("to") == "protected" and e["generation"] > status["generation"] + 1,
-                            "protected again", timeout_s=60)
+            self.wait_event(
+                lab,
+                "a",
+                lambda e: e.get("to") == "protected" and e["generation"] > status["generation"] + 1,
+                "protected again",
+                timeout_s=60,
+            )
             frames.flow()
         with self.fact("through all of it no frame was repeated and only failovers cost a gap"):
             self.assert_nothing_lost(frames.end(), failovers=2)

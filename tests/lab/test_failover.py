@@ -19,13 +19,32 @@ class Redis(Scenario):
             self.pair(lab)
             client.flow(100)
         with self.fact("status tells times, sizes, peer and arbiter of a protected guest"):
-            status = self.wait(lab, "a", lambda s: s["pause_us"]["count"] > 20 and s["hold_us"]["count"] > 20, "measured")
-            self.assertEqual((status["role"], status["state"], status["output"], status["peer"]["connected"]),
-                             ("active", "protected", "hold", True))
-            for key in ("pause_us", "epoch_us", "hold_us", "ack_us", "pages_per_epoch", "bytes_per_epoch"):
-                self.assertTrue(0 < status[key]["p50"] <= status[key]["p99"] <= status[key]["max"], f"{key}: {status[key]}")
+            status = self.wait(
+                lab,
+                "a",
+                lambda s: s["pause_us"]["count"] > 20 and s["hold_us"]["count"] > 20,
+                "measured",
+            )
+            self.assertEqual(
+                (status["role"], status["state"], status["output"], status["peer"]["connected"]),
+                ("active", "protected", "hold", True),
+            )
+            for key in (
+                "pause_us",
+                "epoch_us",
+                "hold_us",
+                "ack_us",
+                "pages_per_epoch",
+                "bytes_per_epoch",
+            ):
+                self.assertTrue(
+                    0 < status[key]["p50"] <= status[key]["p99"] <= status[key]["max"],
+                    f"{key}: {status[key]}",
+                )
             self.assertTrue(status["arbiter"]["holder_is_me"], status["arbiter"])
-            self.assertEqual(self.wait_state(lab, "b", "standby-ready")["generation"], status["generation"])
+            self.assertEqual(
+                self.wait_state(lab, "b", "standby-ready")["generation"], status["generation"]
+            )
         with self.fact("after kill of host a the client goes on, on the same connection"):
             lab.kill("a")
             client.flow(200)
@@ -46,10 +65,14 @@ class Redis(Scenario):
             lab.kill("b")
             client.flow(200)
             self.assertEqual(self.wait_state(lab, "a", "alone")["generation"], 3)
-        with self.fact("redis: no reply lost, repeated or skipped over two failovers, one connection"):
+        with self.fact(
+            "redis: no reply lost, repeated or skipped over two failovers, one connection"
+        ):
             summary = client.end()
             self.assertTrue(summary["good"], summary)
-            self.assertEqual((summary["repeated"], summary["skipped"], summary["reconnects"]), (0, 0, 0))
+            self.assertEqual(
+                (summary["repeated"], summary["skipped"], summary["reconnects"]), (0, 0, 0)
+            )
 
 
 class Nginx(Scenario):
@@ -87,7 +110,9 @@ class BootSector(Scenario):
         frames = self.follow(Frames(lab))
         self.pair(lab)
         frames.flow(200)
-        with self.fact(f"boot sector on {machine} under {accel}: no counter repeated, no memory error after a failover"):
+        with self.fact(
+            f"boot sector on {machine} under {accel}: no counter repeated, no memory error after a failover"
+        ):
             lab.kill("a")
             frames.flow(200)
             self.assert_nothing_lost(frames.end(), failovers=1)

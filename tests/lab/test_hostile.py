@@ -16,7 +16,18 @@ import labqmp
 from labstate import LabError
 from scenario import STEP_S, Frames, Scenario
 from stream_reader import HEADER
-from stream_writer import EPOCH_BEGIN, HEARTBEAT, HELLO, LAYOUT, PAGES, RAW, REFUSE, ZERO, Stream, pages_payload
+from stream_writer import (
+    EPOCH_BEGIN,
+    HEARTBEAT,
+    HELLO,
+    LAYOUT,
+    PAGES,
+    RAW,
+    REFUSE,
+    ZERO,
+    Stream,
+    pages_payload,
+)
 
 VM = labdaemon.VM
 
@@ -25,8 +36,9 @@ class Peer:
     """A TCP connection to a polluxd from another host of the lab."""
 
     def __init__(self, lab, source="witness", target="b", port=labnet.REPLICATION_PORT):
-        self.sock = labnet.in_namespace(lab.space(source),
-                                        lambda: socket.create_connection((labnet.REP[target], port), STEP_S))
+        self.sock = labnet.in_namespace(
+            lab.space(source), lambda: socket.create_connection((labnet.REP[target], port), STEP_S)
+        )
         self.stream = Stream(generation=1)
         self.data = b""
 
@@ -45,8 +57,8 @@ class Peer:
                 length = HEADER.unpack_from(self.data)[3]
                 if len(self.data) >= HEADER.size + length:
                     kind = HEADER.unpack_from(self.data)[1]
-                    payload = self.data[HEADER.size:HEADER.size + length]
-                    self.data = self.data[HEADER.size + length:]
+                    payload = self.data[HEADER.size : HEADER.size + length]
+                    self.data = self.data[HEADER.size + length :]
                     return kind, payload
             self.sock.settimeout(max(0.001, deadline - time.monotonic()))
             try:
@@ -54,7 +66,9 @@ class Peer:
             except (ConnectionResetError, BrokenPipeError):
                 return None
             except socket.timeout:
-                raise LabError(f"the peer neither answered nor closed within {timeout_s} s") from None
+                raise LabError(
+                    f"the peer neither answered nor closed within {timeout_s} s"
+                ) from None
             if not part:
                 return None
             self.data += part
@@ -103,6 +117,7 @@ class HostilePeers(Scenario):
             def act(peer):
                 peer.greet()
                 peer.send(peer.stream.epoch_begin(1, True) + make(peer.stream))
+
             return act
 
         page = [(0, RAW, b"x" * 4096)]
@@ -111,21 +126,85 @@ class HostilePeers(Scenario):
             ("garbage", raw(b"GET / HTTP/1.1\r\nHost: pollux\r\n\r\n" + bytes(range(256))), "PLXR"),
             ("records before HELLO", made(lambda s: s.heartbeat()), "HELLO"),
             ("a wrong magic", made(lambda s: s.record(HELLO, bytes(88), magic=0x12345678)), "PLXR"),
-            ("the HELLO of another version", made(lambda s: s.hello(version_min=9, version_max=9, **hello) + s.layout({"a": "b"})), "version"),
-            ("the HELLO of another VM", made(lambda s: s.hello(role=1, vm="db1") + s.layout({"a": "b"})), "another VM"),
-            ("the HELLO of a standby", made(lambda s: s.hello(**{**hello, "role": 2}) + s.layout({"a": "b"})), "standby"),
-            ("the HELLO of an outdated active", lambda p: p.send(Stream(generation=0).hello(**hello)), "generation"),
-            ("a record that is too long", made(lambda s: s.hello(**hello) + s.record(HEARTBEAT, bytes(72))), "longer than its type"),
-            ("a wrong checksum", made(lambda s: s.hello(**hello) + s.record(LAYOUT, b"a=b\n", checksum=1)), "checksum"),
-            ("a length beyond any record", made(lambda s: s.hello(**hello) + s.record(PAGES, b"", 1, length=0xFFFFFFF8)), "longer than"),
-            ("a wrong sequence", made(lambda s: s.hello(**hello) + s.record(LAYOUT, b"a=b\n", sequence=7)), "sequence"),
-            ("a layout that differs", lambda p: p.greet((b"cpus=1\n", b"cpus=9\n")), "number of processors: 1 here, 9 there"),
-            ("a page outside of RAM", in_epoch(lambda s: s.pages(1, [(1 << 30, ZERO, b"")])), "page"),
-            ("a broken batch", in_epoch(lambda s: s.record(PAGES, pages_payload(page, nr_pages=65), 1)), "PAGES"),
-            ("a wrong epoch digest", in_epoch(lambda s: s.pages(1, page) + s.state(1, b"abc") + s.epoch_end(1, digest=1)), "digest"),
-            ("an epoch out of order", lambda p: (p.greet(), p.send(p.stream.epoch_begin(7, True))), "epoch"),
-            ("records of another generation", lambda p: (p.greet(), p.send(p.stream.record(
-                EPOCH_BEGIN, struct.pack("<IIQ", 1, 0, 0), 1, generation=77))), "generation"),
+            (
+                "the HELLO of another version",
+                made(
+                    lambda s: s.hello(version_min=9, version_max=9, **hello) + s.layout({"a": "b"})
+                ),
+                "version",
+            ),
+            (
+                "the HELLO of another VM",
+                made(lambda s: s.hello(role=1, vm="db1") + s.layout({"a": "b"})),
+                "another VM",
+            ),
+            (
+                "the HELLO of a standby",
+                made(lambda s: s.hello(**{**hello, "role": 2}) + s.layout({"a": "b"})),
+                "standby",
+            ),
+            (
+                "the HELLO of an outdated active",
+                lambda p: p.send(Stream(generation=0).hello(**hello)),
+                "generation",
+            ),
+            (
+                "a record that is too long",
+                made(lambda s: s.hello(**hello) + s.record(HEARTBEAT, bytes(72))),
+                "longer than its type",
+            ),
+            (
+                "a wrong checksum",
+                made(lambda s: s.hello(**hello) + s.record(LAYOUT, b"a=b\n", checksum=1)),
+                "checksum",
+            ),
+            (
+                "a length beyond any record",
+                made(lambda s: s.hello(**hello) + s.record(PAGES, b"", 1, length=0xFFFFFFF8)),
+                "longer than",
+            ),
+            (
+                "a wrong sequence",
+                made(lambda s: s.hello(**hello) + s.record(LAYOUT, b"a=b\n", sequence=7)),
+                "sequence",
+            ),
+            (
+                "a layout that differs",
+                lambda p: p.greet((b"cpus=1\n", b"cpus=9\n")),
+                "number of processors: 1 here, 9 there",
+            ),
+            (
+                "a page outside of RAM",
+                in_epoch(lambda s: s.pages(1, [(1 << 30, ZERO, b"")])),
+                "page",
+            ),
+            (
+                "a broken batch",
+                in_epoch(lambda s: s.record(PAGES, pages_payload(page, nr_pages=65), 1)),
+                "PAGES",
+            ),
+            (
+                "a wrong epoch digest",
+                in_epoch(
+                    lambda s: s.pages(1, page) + s.state(1, b"abc") + s.epoch_end(1, digest=1)
+                ),
+                "digest",
+            ),
+            (
+                "an epoch out of order",
+                lambda p: (p.greet(), p.send(p.stream.epoch_begin(7, True))),
+                "epoch",
+            ),
+            (
+                "records of another generation",
+                lambda p: (
+                    p.greet(),
+                    p.send(
+                        p.stream.record(EPOCH_BEGIN, struct.pack("<IIQ", 1, 0, 0), 1, generation=77)
+                    ),
+                ),
+                "generation",
+            ),
         )
         untold = ("an epoch out of order",)  # the peer only sees the end of the connection
         for name, act, word in cases:
@@ -141,12 +220,20 @@ class HostilePeers(Scenario):
                 if name in untold:
                     self.assertIn(word, self.log(lab, "b", since=since))
                     continue
-                self.assertTrue(any(word.lower() in text.lower() for text in texts), f"REFUSE says why: {texts}")
-                said = [line for line in self.log(lab, "b", since=since).splitlines() if ": info: " not in line]
+                self.assertTrue(
+                    any(word.lower() in text.lower() for text in texts), f"REFUSE says why: {texts}"
+                )
+                said = [
+                    line
+                    for line in self.log(lab, "b", since=since).splitlines()
+                    if ": info: " not in line
+                ]
                 self.assertIn(word.lower(), " ".join(said).lower())
                 self.assertEqual(len(said), 1, self.log(lab, "b", since=since))
 
-        with self.fact("half an epoch and then silence: given up after the time-out, the part thrown away"):
+        with self.fact(
+            "half an epoch and then silence: given up after the time-out, the part thrown away"
+        ):
             since = self.log_size(lab, "b")
             peer = Peer(lab)
             peer.greet()
@@ -155,14 +242,18 @@ class HostilePeers(Scenario):
             peer.wait_closed()
             peer.close()
             self.assertIn("the peer is silent", self.wait_state(lab, "b", "standby-wait")["reason"])
-        with self.fact("half an epoch and then close: back to waiting at once, the part thrown away"):
+        with self.fact(
+            "half an epoch and then close: back to waiting at once, the part thrown away"
+        ):
             peer = Peer(lab)
             peer.greet()
             peer.send(peer.stream.epoch_begin(1, True) + peer.stream.pages(1, page))
             self.wait_state(lab, "b", "standby-syncing")
             peer.close()
             self.wait_state(lab, "b", "standby-wait")
-        with self.fact("half a record and then silence holds the place no longer than an introduction may take"):
+        with self.fact(
+            "half a record and then silence holds the place no longer than an introduction may take"
+        ):
             peer = Peer(lab)
             peer.send(peer.stream.hello(**hello)[:50])
             peer.wait_closed(timeout_s=15)
@@ -174,39 +265,62 @@ class HostilePeers(Scenario):
             self.assertEqual(self.wait_state(lab, "b", "standby-wait")["peer"]["connected"], False)
         with self.fact("no descriptor is left of any of them"):
             deadline = time.monotonic() + STEP_S
-            while len(self.descriptors(lab, "b")) > len(descriptors):  # that of the last question may be closing
-                self.assertLess(time.monotonic(), deadline, f"{self.descriptors(lab, 'b')} now, {descriptors} before")
+            while len(self.descriptors(lab, "b")) > len(
+                descriptors
+            ):  # that of the last question may be closing
+                self.assertLess(
+                    time.monotonic(),
+                    deadline,
+                    f"{self.descriptors(lab, 'b')} now, {descriptors} before",
+                )
                 self.frames.flow(1)
         with self.fact("after all of them an honest pairing works"):
             self.pair(lab)
             self.frames.flow()
             self.assertEqual(self.error_lines(lab), [])
-        with self.fact("during protection a further peer is turned away as busy, on both sides, and protection goes on"):
+        with self.fact(
+            "during protection a further peer is turned away as busy, on both sides, and protection goes on"
+        ):
             acked = lab.status_of("a")["acked"]
             for target in ("b", "a"):
                 peer = Peer(lab, target=target)
                 self.assertEqual(len(peer.wait_closed()), 1)
                 peer.close()
-            self.wait(lab, "a", lambda s: s["state"] == "protected" and s["acked"] > acked, "protected and at work")
+            self.wait(
+                lab,
+                "a",
+                lambda s: s["state"] == "protected" and s["acked"] > acked,
+                "protected and at work",
+            )
         with self.fact("the pair that hostile peers have met still fails over without a loss"):
             lab.kill("a")
             self.frames.flow(200)
             self.assert_nothing_lost(self.frames.end(), failovers=1)
 
-
     def descriptors(self, lab, host):
         """What polluxd has open, by kind; its epoch store is gone as soon as it waits again."""
         folder = f"/proc/{lab.records(host, 'polluxd')[0]['pid']}/fd"
-        return sorted(os.readlink(os.path.join(folder, fd)).split("[")[0].split(":")[0] for fd in os.listdir(folder))
+        return sorted(
+            os.readlink(os.path.join(folder, fd)).split("[")[0].split(":")[0]
+            for fd in os.listdir(folder)
+        )
 
 
 class HostileClients(Scenario):
     def test_witness_and_control_socket(self):
         lab = self.make(workload="bootsector")
         frames = self.follow(Frames(lab))
-        with self.fact("the witness survives garbage, a megabyte, half a record and a hundred clients, and still grants"):
+        with self.fact(
+            "the witness survives garbage, a megabyte, half a record and a hundred clients, and still grants"
+        ):
             peers = []
-            for data in (b"\0" * 64, b"hello\n", bytes(1 << 20), Stream().arb_ask(vm=VM)[:60], Stream().hello(vm=VM)):
+            for data in (
+                b"\0" * 64,
+                b"hello\n",
+                bytes(1 << 20),
+                Stream().arb_ask(vm=VM)[:60],
+                Stream().hello(vm=VM),
+            ):
                 peers.append(Peer(lab, "b", "witness", labnet.WITNESS_PORT))
                 peers[-1].send(data)
             for _ in range(100):
@@ -225,17 +339,21 @@ class HostileClients(Scenario):
             self.wait_state(lab, "b", "protected", timeout_s=60)
 
         path = lab.path("b", "control.sock")
-        for name, data, word in (("garbage", b"\x00\xff\xfe garbage\n", "JSON"),
-                                 ("a command that is no object", b"[1,2]\n", "JSON"),
-                                 ("an unknown command", b'{"cmd": "dance"}\n', "unknown command"),
-                                 ("a value of the wrong type", b'{"cmd": 7}\n', "unknown command"),
-                                 ("a deep nest", b"[" * 5000 + b"\n", "JSON"),
-                                 ("a line of a megabyte", b"x" * (1 << 20) + b"\n", "65535 bytes")):
+        for name, data, word in (
+            ("garbage", b"\x00\xff\xfe garbage\n", "JSON"),
+            ("a command that is no object", b"[1,2]\n", "JSON"),
+            ("an unknown command", b'{"cmd": "dance"}\n', "unknown command"),
+            ("a value of the wrong type", b'{"cmd": 7}\n', "unknown command"),
+            ("a deep nest", b"[" * 5000 + b"\n", "JSON"),
+            ("a line of a megabyte", b"x" * (1 << 20) + b"\n", "65535 bytes"),
+        ):
             with self.fact(f"the control socket answers {name} with code 64 and a sentence"):
                 answer = self.say(path, data)
                 self.assertEqual((answer["ok"], answer["code"]), (False, 64))
                 self.assertIn(word, answer["error"])
-        with self.fact("a hundred clients of the control socket: polluxd stays in service, and answers when they are gone"):
+        with self.fact(
+            "a hundred clients of the control socket: polluxd stays in service, and answers when they are gone"
+        ):
             sockets = []
             while len(sockets) < 100:
                 try:

@@ -24,7 +24,9 @@ class Lifecycle(Scenario):
             frames.flow()
             self.assertLess(frames.last["counter"], before + 100 * 8 * 100)
             after = self.wait(lab, "a", lambda s: s["acked"] > status["acked"] + 3, "at work")
-            self.assertEqual((after["state"], after["generation"]), ("protected", status["generation"]))
+            self.assertEqual(
+                (after["state"], after["generation"]), ("protected", status["generation"])
+            )
         with self.fact("and what the standby takes over is the guest after the reboot"):
             lab.kill("a")
             frames.flow(200)
@@ -33,7 +35,9 @@ class Lifecycle(Scenario):
             self.wait_state(lab, "b", "protected", timeout_s=60)
 
         frames = self.follow(Frames(lab))
-        with self.fact("unpair: the guest goes on unprotected, and the standby forgets that it could take over"):
+        with self.fact(
+            "unpair: the guest goes on unprotected, and the standby forgets that it could take over"
+        ):
             frames.flow()
             code, text = self.pollux(lab, "b", "unpair")
             self.assertEqual(code, 0, text)
@@ -48,7 +52,9 @@ class Lifecycle(Scenario):
             self.pair(lab, "b")
             self.assertGreater(lab.status_of("b")["generation"], generation)
             frames.flow()
-        with self.fact("promote --force on a standby whose active lives: a failover without a loss, the old active stopped"):
+        with self.fact(
+            "promote --force on a standby whose active lives: a failover without a loss, the old active stopped"
+        ):
             code, text = self.pollux(lab, "a", "promote")
             self.assertEqual(code, 107, text)
             code, text = self.pollux(lab, "a", "promote", "--force")
@@ -65,7 +71,9 @@ class Lifecycle(Scenario):
     def promote(self, lab, host, other):
         """Says promote --force until it is done: the active is asked away, and may win the arbiter's answer itself."""
         for _ in range(TRIES):
-            code, text = self.pollux(lab, host, "promote", "--force", "--yes-i-accept-data-loss", labdaemon.VM)
+            code, text = self.pollux(
+                lab, host, "promote", "--force", "--yes-i-accept-data-loss", labdaemon.VM
+            )
             self.assertEqual(code, 0, text)
             self.wait_state(lab, host, "alone", "standby-wait", "standby-syncing", "standby-ready")
             if self.running(lab, host):
@@ -86,6 +94,13 @@ class Lifecycle(Scenario):
             status = self.wait_state(lab, "b", "standby-wait")
             self.assertIn("guest ended", status["reason"])
             with self.assertRaises(LabError):
-                self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted", timeout_s=1.5, since=since)
+                self.wait_event(
+                    lab,
+                    "b",
+                    lambda e: e["type"] == "promoted",
+                    "promoted",
+                    timeout_s=1.5,
+                    since=since,
+                )
             self.assertFalse(self.running(lab, "b"))
             self.assertIsNone(lab.status_of("b")["last_promotion"])

@@ -17,20 +17,29 @@ class Taken(Scenario):
         frames = self.follow(Frames(lab))
         self.pair(lab)
         with self.fact("a second polluxd with the same state directory ends and says why"):
-            code, text = self.run_polluxd(lab, "a", {"--control": lab.path("a", "second.sock"), "--listen": "10.78.0.1:7999"})
+            code, text = self.run_polluxd(
+                lab, "a", {"--control": lab.path("a", "second.sock"), "--listen": "10.78.0.1:7999"}
+            )
             self.assertEqual(code, 1, text)
             self.assertIn("another polluxd uses the state directory", text)
         with self.fact("a second polluxd with the same control socket ends and says why"):
-            code, text = self.run_polluxd(lab, "a", {"--state-dir": lab.path("a", "state2"), "--listen": "10.78.0.1:7999"})
+            code, text = self.run_polluxd(
+                lab, "a", {"--state-dir": lab.path("a", "state2"), "--listen": "10.78.0.1:7999"}
+            )
             self.assertEqual(code, 1, text)
             self.assertIn("another polluxd serves this control socket", text)
         with self.fact("a second polluxd at the same address ends and says why"):
-            code, text = self.run_polluxd(lab, "a", {"--state-dir": lab.path("a", "state3"),
-                                                     "--control": lab.path("a", "third.sock")})
+            code, text = self.run_polluxd(
+                lab,
+                "a",
+                {"--state-dir": lab.path("a", "state3"), "--control": lab.path("a", "third.sock")},
+            )
             self.assertEqual(code, 1, text)
             self.assertIn(os.strerror(errno.EADDRINUSE), text)
             self.assertIn("7460", text)
-        with self.fact("a second polluxd that would use the same QMP socket is told that it is held, and harms nothing"):
+        with self.fact(
+            "a second polluxd that would use the same QMP socket is told that it is held, and harms nothing"
+        ):
             record = self.second(lab)
             self.wait_log(lab, "a", "is held by another client", role="second")
             self.end(record)
@@ -54,20 +63,36 @@ class Taken(Scenario):
             path = lab.path("b", "plain.sock")
             with open(path, "w", encoding="ascii") as file:
                 file.write("precious")
-            code, text = self.run_polluxd(lab, "b", {"--control": path, "--state-dir": lab.path("b", "state2"),
-                                                     "--listen": "10.78.0.2:7999"})
+            code, text = self.run_polluxd(
+                lab,
+                "b",
+                {
+                    "--control": path,
+                    "--state-dir": lab.path("b", "state2"),
+                    "--listen": "10.78.0.2:7999",
+                },
+            )
             self.assertEqual(code, 1, text)
             self.assertIn(path, text)
             self.assertIn("not a socket", text)
             with open(path, encoding="ascii") as file:
                 self.assertEqual(file.read(), "precious")
-        with self.fact("a state file that was damaged is refused, the file named, and not written over"):
+        with self.fact(
+            "a state file that was damaged is refused, the file named, and not written over"
+        ):
             os.makedirs(lab.path("b", "state4"), 0o700)
             path = lab.path("b", "state4", "state")
             with open(path, "w", encoding="ascii") as file:
                 file.write("generation=banana\n")
-            code, text = self.run_polluxd(lab, "b", {"--control": lab.path("b", "x.sock"), "--state-dir": lab.path("b", "state4"),
-                                                     "--listen": "10.78.0.2:7999"})
+            code, text = self.run_polluxd(
+                lab,
+                "b",
+                {
+                    "--control": lab.path("b", "x.sock"),
+                    "--state-dir": lab.path("b", "state4"),
+                    "--listen": "10.78.0.2:7999",
+                },
+            )
             self.assertEqual(code, 1, text)
             self.assertIn("does not guess", text)
             with open(path, encoding="ascii") as file:
@@ -81,14 +106,18 @@ class Taken(Scenario):
     def second(self, lab):
         """A further polluxd on a, with places of its own but the QMP socket."""
         argv = labdaemon.polluxd_argv("a", lab.options, lab.path("a"))
-        for option, value in (("--control", lab.path("a", "second.sock")), ("--state-dir", lab.path("a", "state5")),
-                              ("--listen", "10.78.0.1:7998")):
+        for option, value in (
+            ("--control", lab.path("a", "second.sock")),
+            ("--state-dir", lab.path("a", "state5")),
+            ("--listen", "10.78.0.1:7998"),
+        ):
             argv[argv.index(option) + 1] = value
         return lab._spawn("a", "second", argv)
 
     def end(self, record):
         os.kill(record["pid"], 15)
         import labproc
+
         labproc.wait_gone([record["pid"]])
 
     def test_qmp_socket_held_from_the_start(self):
@@ -96,7 +125,9 @@ class Taken(Scenario):
         frames = self.follow(Frames(lab))
         with lab.state.change() as state:
             state["options"]["no_pollux"] = False
-        with self.fact("a QMP socket that another client holds: said so; attached as soon as it is free"):
+        with self.fact(
+            "a QMP socket that another client holds: said so; attached as soon as it is free"
+        ):
             held = labqmp.connect_unix(lab.path("a", "qmp-pollux.sock"), time.monotonic() + STEP_S)
             lab._start_witness()
             lab._start_polluxd("a")
@@ -112,7 +143,10 @@ class Taken(Scenario):
 
 class HeldOutput(Scenario):
     def test_limit_of_held_output(self):
-        lab = self.make(workload="bootsector", polluxd_arg=["--hold-max-packets", "64", "--hold-freeze-ms", "60000"])
+        lab = self.make(
+            workload="bootsector",
+            polluxd_arg=["--hold-max-packets", "64", "--hold-freeze-ms", "60000"],
+        )
         frames = self.follow(Frames(lab))
         self.pair(lab)
         frames.flow()
@@ -120,7 +154,9 @@ class HeldOutput(Scenario):
             for pair in (("a", "b"), ("a", "witness"), ("b", "witness")):
                 lab.cut(*pair)
             self.wait_state(lab, "a", "claiming")
-            self.wait(lab, "a", lambda s: s["frozen"] and not s["guest"]["running"], "frozen at the limit")
+            self.wait(
+                lab, "a", lambda s: s["frozen"] and not s["guest"]["running"], "frozen at the limit"
+            )
             with lab.qmp("a") as qmp:
                 self.assertGreaterEqual(qmp.command("query-checkpoint")["held-packets"], 64)
             seen = frames.lines
@@ -142,8 +178,19 @@ class FullDisk(Scenario):
         """polluxd with a state directory on a file system of its own, as small as one can be."""
         argv = labdaemon.polluxd_argv(host, lab.options, lab.path(host))
         state = lab.path(host, "state")
-        record = lab._spawn(host, "polluxd", ["unshare", "-m", "sh", "-c",
-                                              'mount -t tmpfs -o size=16k,mode=0700 tmpfs "$0" && exec "$@"', state, *argv])
+        record = lab._spawn(
+            host,
+            "polluxd",
+            [
+                "unshare",
+                "-m",
+                "sh",
+                "-c",
+                'mount -t tmpfs -o size=16k,mode=0700 tmpfs "$0" && exec "$@"',
+                state,
+                *argv,
+            ],
+        )
         lab._wait_socket(record, lab.path(host, "control.sock"))
         return f"/proc/{record['pid']}/root{state}"
 
@@ -165,7 +212,9 @@ class FullDisk(Scenario):
         lab = self.make(workload="bootsector")
         frames = self.follow(Frames(lab))
         self.wait_state(lab, "b", "standby-wait")
-        with self.fact("state files on a full disk: pair fails and says so, the guest goes on; with room it pairs"):
+        with self.fact(
+            "state files on a full disk: pair fails and says so, the guest goes on; with room it pairs"
+        ):
             self.kill(lab, "a", "polluxd")
             folder = self.start_on_small_disk(lab, "a")
             self.wait(lab, "a", lambda s: s["guest"]["attached"], "attached")
@@ -179,20 +228,32 @@ class FullDisk(Scenario):
             os.unlink(filler)
             self.pair(lab)
             frames.flow(50)
-        with self.fact("a standby whose disk is full refuses to be one, and says so; with room it becomes one"):
+        with self.fact(
+            "a standby whose disk is full refuses to be one, and says so; with room it becomes one"
+        ):
             self.kill(lab, "b", "polluxd")
             self.wait_state(lab, "a", "alone")
             folder = self.start_on_small_disk(lab, "b")
             filler = self.fill(folder)
             since = self.log_size(lab, "b")
             self.wait_log(lab, "b", "make room", since=0)
-            self.wait(lab, "a", lambda s: s["state"] == "alone" and "state file could not be written" in s["reason"], "refused")
+            self.wait(
+                lab,
+                "a",
+                lambda s: s["state"] == "alone"
+                and "state file could not be written" in s["reason"],
+                "refused",
+            )
             self.assertGreaterEqual(self.log_size(lab, "b"), since)
             frames.flow(50)
             os.unlink(filler)
             self.wait_state(lab, "a", "protected", timeout_s=60)
-        with self.fact("an active whose disk is full when protection is lost still goes on alone, in service"):
-            filler = self.fill(f"/proc/{lab.records('a', 'polluxd')[0]['pid']}/root{lab.path('a', 'state')}")
+        with self.fact(
+            "an active whose disk is full when protection is lost still goes on alone, in service"
+        ):
+            filler = self.fill(
+                f"/proc/{lab.records('a', 'polluxd')[0]['pid']}/root{lab.path('a', 'state')}"
+            )
             lab.kill("b")
             self.wait_state(lab, "a", "alone")
             frames.flow()

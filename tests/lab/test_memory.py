@@ -18,7 +18,9 @@ class Exact(Scenario):
     def settle(self, lab, active="a", standby="b"):
         """Waits until what was captured after now is applied. The guest is stopped, so nothing changes later."""
         begun = lab.status_of(active)
-        goal = self.wait(lab, active, lambda s: s["acked"] >= begun["epoch"] + 1, "two epochs further")["acked"]
+        goal = self.wait(
+            lab, active, lambda s: s["acked"] >= begun["epoch"] + 1, "two epochs further"
+        )["acked"]
         self.wait(lab, standby, lambda s: s["applied"] >= goal, "done with applying")
 
     def digests(self, lab, host):
@@ -29,8 +31,11 @@ class Exact(Scenario):
                 pages = block["size"] // PAGE
                 data = b""
                 for first in range(0, pages, PART):
-                    answer = qmp.command("checkpoint-digest", {"block": block["id"], "first": first,
-                                                               "pages": min(PART, pages - first)}, timeout_s=60)
+                    answer = qmp.command(
+                        "checkpoint-digest",
+                        {"block": block["id"], "first": first, "pages": min(PART, pages - first)},
+                        timeout_s=60,
+                    )
                     data += base64.b64decode(answer["digests"])
                 self.assertEqual(len(data), pages * 8, block["id"])
                 result[block["id"]] = data
@@ -41,14 +46,26 @@ class Exact(Scenario):
         left, right = self.digests(lab, "a"), self.digests(lab, "b")
         self.assertEqual(sorted(left), sorted(right))
         self.assertGreater(sum(len(d) for d in left.values()), 0)
-        return [(block, i // 8) for block, data in left.items() for i in range(0, len(data), 8)
-                if data[i:i + 8] != right[block][i:i + 8]]
+        return [
+            (block, i // 8)
+            for block, data in left.items()
+            for i in range(0, len(data), 8)
+            if data[i : i + 8] != right[block][i : i + 8]
+        ]
 
     def check_exact(self, lab, epochs=15, timeout_s=60):
         """Lets epochs of a loaded guest pass, stops it, compares."""
         begun = lab.status_of("a")
-        status = self.wait(lab, "a", lambda s: s["acked"] >= begun["acked"] + epochs, f"{epochs} epochs further", timeout_s)
-        self.assertGreater(status["totals"]["pages"], begun["totals"]["pages"], "the load writes to memory")
+        status = self.wait(
+            lab,
+            "a",
+            lambda s: s["acked"] >= begun["acked"] + epochs,
+            f"{epochs} epochs further",
+            timeout_s,
+        )
+        self.assertGreater(
+            status["totals"]["pages"], begun["totals"]["pages"], "the load writes to memory"
+        )
         with lab.qmp("a") as qmp:
             qmp.command("stop")
         self.settle(lab)
@@ -70,7 +87,9 @@ class Exact(Scenario):
 
     def test_q35_dirty_two_processors_two_nics(self):
         lab = self.make(workload="dirty", machine="q35", smp=2, nics=2, memory=256)
-        with self.fact("memory is exact on q35 with two processors and two NICs under a memory load"):
+        with self.fact(
+            "memory is exact on q35 with two processors and two NICs under a memory load"
+        ):
             self.pair(lab)
             self.check_exact(lab)
 
@@ -81,11 +100,18 @@ class Exact(Scenario):
             self.check_exact(lab)
 
     def test_small_slots(self):
-        lab = self.make(workload="dirty", memory=256, append=["pollux.dirty_rate=8000"], polluxd_arg=["--slot-pages", "256"])
+        lab = self.make(
+            workload="dirty",
+            memory=256,
+            append=["pollux.dirty_rate=8000"],
+            polluxd_arg=["--slot-pages", "256"],
+        )
         with self.fact("memory is exact when epochs take several slots of the arena"):
             self.pair(lab)
             self.check_exact(lab)
-            self.assertGreater(lab.status_of("a")["pages_per_epoch"]["max"], 256, "an epoch was larger than a slot")
+            self.assertGreater(
+                lab.status_of("a")["pages_per_epoch"]["max"], 256, "an epoch was larger than a slot"
+            )
 
     def test_control_one_page_left_out(self):
         lab = self.make(workload="dirty", memory=256)
@@ -117,6 +143,9 @@ class Exact(Scenario):
     def become_protected(self, lab):
         """The first time by an operator's command; later polluxd pairs by itself."""
         self.wait(lab, "a", lambda s: s["guest"]["attached"], "attached")
-        if self.wait_state(lab, "a", "none", "alone", "syncing", "entering", "protected")["state"] == "none":
+        if (
+            self.wait_state(lab, "a", "none", "alone", "syncing", "entering", "protected")["state"]
+            == "none"
+        ):
             self.pair(lab)
         self.wait_state(lab, "a", "protected", timeout_s=60)

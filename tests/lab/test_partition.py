@@ -13,6 +13,7 @@ FREEZE_MS = 1500
 class Partition(Scenario):
     def survivors(self, lab):
         """Waits until exactly one side is alone and the other has given up. Returns (winner, loser)."""
+
         def decided(status):
             return status["state"] in ("alone", "outdated", "standby-wait")
 
@@ -46,7 +47,9 @@ class Partition(Scenario):
         frames.flow()
         failovers = 0
 
-        with self.fact("a cut between a and b: exactly one side runs afterwards, the client loses nothing"):
+        with self.fact(
+            "a cut between a and b: exactly one side runs afterwards, the client loses nothing"
+        ):
             lab.cut("a", "b")
             winner, loser = self.survivors(lab)
             self.wait(lab, loser, lambda s: not s["guest"]["running"], "stopped")
@@ -60,7 +63,9 @@ class Partition(Scenario):
             self.assert_one_runs(lab, winner)
         failovers += self.make_active(lab, frames, winner)
 
-        with self.fact("a and b cut from each other and from the witness: nothing is released, and the guest freezes"):
+        with self.fact(
+            "a and b cut from each other and from the witness: nothing is released, and the guest freezes"
+        ):
             for pair in (("a", "b"), ("a", "witness"), ("b", "witness")):
                 lab.cut(*pair)
             self.wait_state(lab, "a", "claiming")
@@ -69,7 +74,9 @@ class Partition(Scenario):
             self.assertEqual((status["state"], status["output"]), ("claiming", "hold"))
             self.wait(lab, "a", lambda s: not s["guest"]["running"], "stopped")
             self.wait_state(lab, "b", "standby-asking")
-            self.assertFalse(self.running(lab, "a") or self.running(lab, "b"), "nobody runs the guest")
+            self.assertFalse(
+                self.running(lab, "a") or self.running(lab, "b"), "nobody runs the guest"
+            )
             self.assertLessEqual(frames.lines, seen, "frames left although nobody had granted it")
         with self.fact("without a grant promote is refused, and says what --force would risk"):
             code, text = self.pollux(lab, "b", "promote")
@@ -88,13 +95,25 @@ class Partition(Scenario):
             lab.kill("witness")
             acked = self.wait_state(lab, "a", "protected")["acked"]
             frames.flow(300)
-            self.wait(lab, "a", lambda s: s["state"] == "protected" and s["acked"] > acked + 10, "protected and at work")
+            self.wait(
+                lab,
+                "a",
+                lambda s: s["state"] == "protected" and s["acked"] > acked + 10,
+                "protected and at work",
+            )
         with self.fact("then the active dies: the standby waits for the witness"):
             lab.kill("a")
             self.wait_state(lab, "b", "standby-asking")
             event = self.last_event(lab, "b")
             with self.assertRaises(LabError):
-                self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted", timeout_s=1, since=event)
+                self.wait_event(
+                    lab,
+                    "b",
+                    lambda e: e["type"] == "promoted",
+                    "promoted",
+                    timeout_s=1,
+                    since=event,
+                )
             self.assertFalse(self.running(lab, "b"))
         with self.fact("the witness comes back: the standby is promoted"):
             lab.start("witness")
@@ -108,7 +127,9 @@ class Partition(Scenario):
         with self.fact("a host that stands still is replaced"):
             frames.flow()
             lab.pause("a")
-            self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted")  # b's polluxd is new: its first
+            self.wait_event(
+                lab, "b", lambda e: e["type"] == "promoted", "promoted"
+            )  # b's polluxd is new: its first
             failovers += 1
             frames.flow()
         with self.fact("when it goes on it sends nothing, and ends outdated and stopped"):
@@ -117,7 +138,9 @@ class Partition(Scenario):
             self.wait(lab, "a", lambda s: not s["guest"]["running"], "stopped")
             self.assert_one_runs(lab, "b")
             frames.flow()
-        with self.fact("through all partitions no frame was repeated, and only failovers cost a gap"):
+        with self.fact(
+            "through all partitions no frame was repeated, and only failovers cost a gap"
+        ):
             self.assert_nothing_lost(frames.end(), failovers, late=True)
 
     def test_polluxd_restarted_while_frozen(self):
@@ -125,7 +148,9 @@ class Partition(Scenario):
         frames = self.follow(Frames(lab))
         self.pair(lab)
         frames.flow()
-        with self.fact("a polluxd that is killed while its guest is frozen, and started again, releases nothing"):
+        with self.fact(
+            "a polluxd that is killed while its guest is frozen, and started again, releases nothing"
+        ):
             for pair in (("a", "b"), ("a", "witness"), ("b", "witness")):
                 lab.cut(*pair)
             self.wait(lab, "a", lambda s: s["frozen"], "frozen")
@@ -134,7 +159,12 @@ class Partition(Scenario):
             self.kill(lab, "a", "polluxd")
             lab._start_polluxd("a")
             self.wait_state(lab, "a", "claiming")
-            self.wait(lab, "a", lambda s: s["arbiter"]["last_answer"] == "none" and s["uptime_s"] >= 1, "asking in vain")
+            self.wait(
+                lab,
+                "a",
+                lambda s: s["arbiter"]["last_answer"] == "none" and s["uptime_s"] >= 1,
+                "asking in vain",
+            )
             self.assertEqual(frames.lines, seen)
         with self.fact("granted, it lets the guest go on"):
             self.let_reach_witness(lab, "a")

@@ -92,9 +92,15 @@ class Refused(Scenario):
     def expect(self, lab, words, *anywhere):
         """Pairs, and waits until a says why it does not: all words in its reason. The guest runs on."""
         code, text = self.try_pair(lab)
-        self.assertEqual(code, 0, text)  # the arbiter grants; whether the two fit together shows afterwards
-        status = self.wait(lab, "a", lambda s: s["state"] == "alone" and all(w in s["reason"] for w in words),
-                           f"alone because of {words}")
+        self.assertEqual(
+            code, 0, text
+        )  # the arbiter grants; whether the two fit together shows afterwards
+        status = self.wait(
+            lab,
+            "a",
+            lambda s: s["state"] == "alone" and all(w in s["reason"] for w in words),
+            f"alone because of {words}",
+        )
         self.assertFalse(status["protected"])
         for word in anywhere:
             self.assertIn(word, self.log(lab, "a") + self.log(lab, "b"))
@@ -115,10 +121,26 @@ class Refused(Scenario):
         self.frames = self.follow(Frames(lab))
         self.frames.flow()
         for fact, overrides, words in (
-                ("other RAM size", {"standby_memory": 96}, ("RAM block pc.ram", "67108864 bytes here", "100663296 bytes there")),
-                ("other machine type", {"standby_machine": "q35"}, ("machine type", "pc-i440fx", "pc-q35")),
-                ("another number of processors", {"standby_smp": 2}, ("number of processors: 1 here, 2 there",)),
-                ("a device more", {"standby_device": ["virtio-rng-pci"]}, ("device section", "virtio-rng", "missing here")),
+            (
+                "other RAM size",
+                {"standby_memory": 96},
+                ("RAM block pc.ram", "67108864 bytes here", "100663296 bytes there"),
+            ),
+            (
+                "other machine type",
+                {"standby_machine": "q35"},
+                ("machine type", "pc-i440fx", "pc-q35"),
+            ),
+            (
+                "another number of processors",
+                {"standby_smp": 2},
+                ("number of processors: 1 here, 2 there",),
+            ),
+            (
+                "a device more",
+                {"standby_device": ["virtio-rng-pci"]},
+                ("device section", "virtio-rng", "missing here"),
+            ),
         ):
             with self.fact(f"{fact}: refused, the difference named"):
                 self.differ(lab, **overrides)
@@ -138,11 +160,19 @@ class Refused(Scenario):
             self.wait_state(lab, "b", "standby-wait")
             self.expect(lab, ("another VM", "guest", "other"))
             self.kill(lab, "b", "polluxd")
-        with self.fact("no polluxd at the peer's address: said so, tried again, and paired when it is there"):
+        with self.fact(
+            "no polluxd at the peer's address: said so, tried again, and paired when it is there"
+        ):
             code, text = self.try_pair(lab)
             self.assertEqual(code, 0, text)
-            self.wait(lab, "a", lambda s: s["state"] == "alone" and "refused" in s["reason"] and "10.78.0.2" in s["reason"],
-                      "alone because the peer cannot be reached")
+            self.wait(
+                lab,
+                "a",
+                lambda s: s["state"] == "alone"
+                and "refused" in s["reason"]
+                and "10.78.0.2" in s["reason"],
+                "alone because the peer cannot be reached",
+            )
             self.frames.flow(50)
             lab._start_polluxd("b")
             self.wait_state(lab, "a", "protected", timeout_s=60)
@@ -150,12 +180,18 @@ class Refused(Scenario):
             code, text = self.pollux(lab, "a", "unpair")
             self.assertEqual(code, 0, text)
             self.wait_state(lab, "a", "none")
-        with self.fact("a peer whose host does not answer: said so, tried again, and paired when it answers"):
+        with self.fact(
+            "a peer whose host does not answer: said so, tried again, and paired when it answers"
+        ):
             lab.cut("a", "b")
             code, text = self.try_pair(lab)
             self.assertEqual(code, 0, text)
-            self.wait(lab, "a", lambda s: s["state"] == "alone" and "10.78.0.2" in s["reason"],
-                      "alone because the peer's host cannot be reached")
+            self.wait(
+                lab,
+                "a",
+                lambda s: s["state"] == "alone" and "10.78.0.2" in s["reason"],
+                "alone because the peer's host cannot be reached",
+            )
             self.frames.flow(50)
             lab.heal()
             self.wait_state(lab, "a", "protected", timeout_s=60)
@@ -168,7 +204,9 @@ class Refused(Scenario):
             self.assertIn("arbiter does not answer", text)
             self.frames.flow(50)
             lab.start("witness")
-        with self.fact("the register belongs to another history: pair fails and names --adopt; --adopt pairs"):
+        with self.fact(
+            "the register belongs to another history: pair fails and names --adopt; --adopt pairs"
+        ):
             self.kill(lab, "a", "polluxd")
             os.unlink(lab.path("a", "state", "state"))
             lab._start_polluxd("a")
@@ -201,7 +239,11 @@ class Refused(Scenario):
                 state["options"]["no_pollux"] = False
             lab._start_witness()
             lab._start_polluxd("a")
-            self.wait_log(lab, "a", "this QEMU has no checkpoint commands: start the guest with the patched QEMU")
+            self.wait_log(
+                lab,
+                "a",
+                "this QEMU has no checkpoint commands: start the guest with the patched QEMU",
+            )
             code, text = self.try_pair(lab)
             self.assertNotEqual(code, 0, text)
             self.frames.flow(50)

@@ -10,8 +10,12 @@ class NotHeld(Scenario):
     def test_boot_sector(self):
         lab = self.make(workload="bootsector", unsafe_no_hold=True)
         self.pair(lab)
-        with self.fact("with output not held, the watcher of the boot sector reports repeated counters"):
-            self.assertEqual(self.lost(lab, lambda: Frames(lab), lambda summary: summary["repeated"]), "found")
+        with self.fact(
+            "with output not held, the watcher of the boot sector reports repeated counters"
+        ):
+            self.assertEqual(
+                self.lost(lab, lambda: Frames(lab), lambda summary: summary["repeated"]), "found"
+            )
         with self.fact("an unsafe daemon says so when it starts"):
             self.assertIn("started UNSAFE", self.log(lab, "a"))
             self.assertTrue(self.wait_state(lab, *self.active(lab))["unsafe_release"])
@@ -19,12 +23,26 @@ class NotHeld(Scenario):
     def test_redis(self):
         lab = self.make(workload="redis", memory=256, unsafe_no_hold=True)
         self.pair(lab)
-        with self.fact("with output not held, the Redis client reports lost replies or a broken connection"):
-            self.assertEqual(self.lost(lab, lambda: Increments(lab),
-                                       lambda summary: summary["repeated"] or summary["reconnects"] or summary["errors"]), "found")
+        with self.fact(
+            "with output not held, the Redis client reports lost replies or a broken connection"
+        ):
+            self.assertEqual(
+                self.lost(
+                    lab,
+                    lambda: Increments(lab),
+                    lambda summary: summary["repeated"]
+                    or summary["reconnects"]
+                    or summary["errors"],
+                ),
+                "found",
+            )
 
     def active(self, lab):
-        return ("a", "protected") if lab.power("a") == "on" and self.running(lab, "a") else ("b", "protected")
+        return (
+            ("a", "protected")
+            if lab.power("a") == "on" and self.running(lab, "a")
+            else ("b", "protected")
+        )
 
     def lost(self, lab, make_client, is_loss):
         """Kills the active again and again until the client reports a loss."""
