@@ -34,3 +34,5 @@ UNIT_TESTS += $(B)/tests/unit/test_loop
 $(B)/tests/unit/test_loop: tests/unit/test_loop.c $(B)/replicator/loop.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(STD) -I. $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) -lcmocka -luring
+
+PYTHON_TESTS += tests/unit/test_fake_qemu.py

@@ -1,0 +1,285 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""test_fake_qemu - pairs of polluxd with a QEMU that fails when it is told to
+
+Two real polluxd and a real witness (of $B, "build" unless set); each QEMU is a thread that speaks QMP and knows just
+enough of docs/QEMU-INTERFACE.md to be protected. Real QEMUs do not fail on demand; this one does. Every wait has a
+deadline; every process started here ends here.
+"""
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "tools"))
+import facts  # noqa: E402
+
+BUILD = os.path.abspath(os.environ.get("B", os.path.join(HERE, "..", "..", "build")))
+DEADLINE = 30.0
+PAGES = 2048
+HOSTS = ("a", "b")
+
+
+class FakeQemu:
+    """One QEMU as its QMP shows it. `failing` holds commands that fail once; `deaf` those that succeed and do nothing."""
+
+    def __init__(self, path, run_state):
+        self.run_state = run_state
+        self.role = "none"
+        self.epoch = 0
+        self.left = PAGES
+        self.output = None
+        self.failing, self.deaf = set(), set()
+        self.said = []
+        self.fds, self.named = [], {}
+        self.slots = None
+        self.nic = {"netdev": "net0", "type": "tap", "model": "virtio-net-pci", "mac": "52:54:00:77:00:0a",
+                    "vhost": False, "buffered": False}
+        self.client = None
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(2)
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        """One client after the other, until close()."""
+        while True:
+            try:
+                self.client = self.listener.accept()[0]
+            except OSError:
+                return
+            with contextlib.suppress(OSError), self.client:
+                self.talk()
+
+    def send(self, message):
+        self.client.sendall(json.dumps(message).encode() + b"\r\n")
+
+    def talk(self):
+        version = {"qemu": {"major": 10, "minor": 0, "micro": 13}, "package": "fake"}
+        self.send({"QMP": {"version": version, "capabilities": []}})
+        buffer = b""
+        while True:
+            data, fds, _, _ = socket.recv_fds(self.client, 65536, 8)
+            self.fds += fds
+            if not data:
+                return
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                if line.strip():
+                    self.answer(json.loads(line))
+
+    def answer(self, command):
+        name, arguments = command["execute"], command.get("arguments", {})
+        self.said.append(name)
+        try:
+            if name in self.failing:
+                self.failing.discard(name)
+                raise ValueError(f"planted failure of {name}")
+            method = None if name in self.deaf else getattr(self, name.replace("-", "_"), None)
+            result = (method(arguments) if method else None) or {}
+        except ValueError as e:
+            self.send({"id": command["id"], "error": {"class": "GenericError", "desc": str(e)}})
+        else:
+            self.send({"id": command["id"], "return": result})
+
+    def query_status(self, _arguments):
+        return {"status": self.run_state, "running": self.run_state == "running"}
+
+    def query_checkpoint(self, _arguments):
+        return {"role": self.role, "epoch": self.epoch, "failed": False, "output": "pass", "held-packets": 0,
+                "held-bytes": 0, "target-page-size": 4096, "machine": "pc", "cpus": 1,
+                "blocks": [{"id": "pc.ram", "size": PAGES * 4096}],
+                "sections": [{"id": "ram", "instance": 0, "version": 4}], "nics": [self.nic], "disks": []}
+
+    def getfd(self, arguments):
+        old = self.named.pop(arguments["fdname"], None)
+        if old is not None:
+            os.close(old)
+        self.named[arguments["fdname"]] = self.fds.pop(0)
+
+    def object_add(self, arguments):
+        if self.nic["buffered"]:
+            raise ValueError("attempt to add duplicate property")
+        self.nic["buffered"] = True
+        self.output = arguments["mode"]
+
+    def checkpoint_start(self, arguments):
+        if self.role != "none":
+            raise ValueError("there is a session already")
+        self.role = arguments["role"]
+        self.slots = (arguments["slot-pages"], arguments["state-max"])
+        self.epoch, self.left = 1, PAGES
+        os.pwrite(self.named["pollux-arena"], struct.pack("<Q", 1), 40)
+
+    def checkpoint_stop(self, _arguments):
+        self.role = "none"
+
+    def checkpoint_capture(self, arguments):
+        pages, state_max = self.slots
+        index_bytes = (8 * pages + 4095) // 4096 * 4096
+        at = 4096 + arguments["slot"] * (index_bytes + 4096 * pages + state_max)
+        if self.role != "active" or arguments["epoch"] != self.epoch:
+            raise ValueError("wrong epoch")
+        count = min(self.left, pages) if arguments["precopy"] else 1
+        arena = self.named["pollux-arena"]
+        os.pwrite(arena, b"".join(struct.pack("<Q", PAGES - 1 - i) for i in range(count)), at)
+        if arguments["precopy"]:
+            self.left -= count
+            return {"pages": count, "remaining": self.left, "complete": self.left == 0, "state-bytes": 0, "pause-ns": 0}
+        os.pwrite(arena, b"S" * 512, at + index_bytes + 4096 * pages)
+        self.epoch += 1
+        os.pwrite(arena, struct.pack("<Q", self.epoch), 40)
+        return {"pages": count, "remaining": 0, "complete": True, "state-bytes": 512, "pause-ns": 100000}
+
+    def checkpoint_output(self, arguments):
+        self.output = arguments["mode"]
+
+    def close(self):
+        for sock in (self.listener, self.client):
+            with contextlib.suppress(OSError, AttributeError):
+                sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError, AttributeError):
+                sock.close()
+        self.thread.join(DEADLINE)
+        for fd in [*self.fds, *self.named.values()]:
+            os.close(fd)
+
+
+def free_ports(count):
+    """Ports that nobody has; all are taken at once, so that they differ."""
+    socks = [socket.socket() for _ in range(count)]
+    for sock in socks:
+        sock.bind(("127.0.0.1", 0))
+    ports = [sock.getsockname()[1] for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports
+
+
+class Pair(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.mkdtemp(prefix="pollux-fake-")
+        self.addCleanup(shutil.rmtree, self.dir)
+        self.ports = dict(zip((*HOSTS, "witness"), free_ports(3)))
+        self.witness = self.run_program("witness", "--listen", f"127.0.0.1:{self.ports['witness']}",
+                                        "--state-dir", os.path.join(self.dir, "witness"))
+        self.qemu = {}
+        for host, run_state in zip(HOSTS, ("running", "prelaunch")):
+            os.makedirs(self.path(host, "state"))
+            self.qemu[host] = FakeQemu(self.path(host, "qmp"), run_state)
+            self.addCleanup(self.qemu[host].close)
+            self.run_program("polluxd", "--vm", "x", "--qmp", self.path(host, "qmp"), "--control",
+                             self.path(host, "ctl"), "--state-dir", self.path(host, "state"), "--listen",
+                             f"127.0.0.1:{self.ports[host]}", "--arbiter", f"witness:127.0.0.1:{self.ports['witness']}",
+                             "--peer-timeout-ms", "3000")
+        for host, state in zip(HOSTS, ("none", "standby-wait")):
+            self.wait(host, state, also=lambda status: status["arbiter"]["reachable"])
+
+    def path(self, *names):
+        return os.path.join(self.dir, *names)
+
+    def run_program(self, name, *arguments):
+        log = open(self.path(name + ".log"), "ab")
+        process = subprocess.Popen([os.path.join(BUILD, name), *arguments], stdout=log, stderr=log)
+        log.close()
+        self.addCleanup(self.end, process)
+        return process
+
+    def end(self, process):
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            self.assertIn(process.wait(DEADLINE), (0, -signal.SIGTERM), "a daemon did not end well")
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+    def connect(self, host):
+        sock = socket.socket(socket.AF_UNIX)
+        self.addCleanup(sock.close)
+        sock.settimeout(DEADLINE)
+        sock.connect(self.path(host, "ctl"))
+        return sock
+
+    def ask(self, host, **command):
+        sock = self.connect(host)
+        sock.sendall(json.dumps(command).encode() + b"\n")
+        line = b""
+        while not line.endswith(b"\n"):
+            part = sock.recv(65536)
+            self.assertTrue(part, "polluxd closed the control connection")
+            line += part
+        sock.close()
+        return json.loads(line)
+
+    def wait(self, host, state, reason="", also=lambda status: True):
+        """Until the session's state is this; daemons may still be starting."""
+        end, last = time.monotonic() + DEADLINE, None
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                last = self.ask(host, cmd="status")["result"]
+                if last["state"] == state and reason in last["reason"] and also(last):
+                    return last
+            threading.Event().wait(0.02)
+        with open(self.path("polluxd.log"), encoding="utf-8") as log:
+            self.fail(f"{host} is not {state} ({reason}): {last and (last['state'], last['reason'])}\n{log.read()}")
+        return None
+
+    def pair(self):
+        answer = self.ask("a", cmd="pair", peer=f"127.0.0.1:{self.ports['b']}")
+        self.assertTrue(answer["ok"], answer)
+
+    def test_a_buffer_that_could_not_be_added_is_added_before_protection(self):
+        self.qemu["a"].failing.add("object-add")
+        self.pair()
+        self.wait("a", "alone", "planted failure of object-add")
+        self.wait("a", "protected")
+        self.assertTrue(self.qemu["a"].nic["buffered"])
+        self.assertEqual(self.qemu["a"].said.count("object-add"), 2)
+        self.assertEqual(self.qemu["a"].output, "hold")
+
+    def test_no_protection_while_qemu_says_that_a_nic_is_not_covered(self):
+        self.qemu["a"].deaf.add("object-add")
+        self.pair()
+        self.wait("a", "alone", "no checkpoint-buffer")
+        self.assertNotIn("checkpoint-capture", self.qemu["a"].said)
+        self.assertNotEqual(self.qemu["a"].output, "hold")
+
+    def test_a_failed_apply_costs_the_standby_its_copy_and_not_its_life(self):
+        self.pair()
+        self.wait("a", "protected")
+        generation = self.ask("a", cmd="status")["result"]["generation"]
+        self.qemu["b"].failing.add("checkpoint-apply")
+        end = time.monotonic() + DEADLINE
+        while self.ask("a", cmd="status")["result"]["generation"] == generation:
+            self.assertLess(time.monotonic(), end, "the active did not notice")
+        self.wait("a", "protected")
+        self.wait("b", "standby-ready")
+
+    def test_an_answer_is_for_nobody_but_who_asked(self):
+        self.witness.send_signal(signal.SIGSTOP)
+        asker = self.connect("a")
+        asker.sendall(json.dumps({"cmd": "pair", "peer": f"127.0.0.1:{self.ports['b']}"}).encode() + b"\n")
+        self.wait("a", "claiming")
+        asker.close()
+        self.ask("a", cmd="status")
+        other = self.connect("a")  # takes the place that the asker had
+        self.wait("a", "none")     # the witness did not answer: that was the asker's answer
+        other.setblocking(False)
+        self.assertRaises(BlockingIOError, other.recv, 1)
+
+
+if __name__ == "__main__":
+    facts.main()
