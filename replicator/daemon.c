@@ -330,6 +330,15 @@ static void note_move(struct daemon *d, const struct session_action *a)
         memset(&d->meters.captured_at, 0, sizeof(d->meters.captured_at));
 }
 
+/* Acks come without gaps: one that finds no room, since the peer takes nothing any more, ends the connection. */
+static void send_ack(struct daemon *d, uint64_t epoch)
+{
+    if (link_send(&d->link, WIRE_ACK, d->session.generation, epoch, NULL, 0) != -ENOBUFS)
+        return;
+    mailbox_say(&d->box, SE_LINK_DOWN, "the peer takes no acks");
+    drop_link(d);
+}
+
 static void begin_announcing(struct daemon *d)
 {
     guest_announce(&d->guest);
@@ -353,7 +362,7 @@ static void perform(struct daemon *d, const struct session_action *a)
         drop_link(d);
         break;
     case SA_SEND_HEARTBEAT: peer_send_heartbeat(d); break;
-    case SA_SEND_ACK: link_send(&d->link, WIRE_ACK, d->session.generation, a->epoch, NULL, 0); break;
+    case SA_SEND_ACK: send_ack(d, a->epoch); break;
     case SA_SEND_APPLIED: link_send(&d->link, WIRE_APPLIED, d->session.generation, a->epoch, NULL, 0); break;
     case SA_SEND_GONE: say_reason(d, WIRE_GUEST_GONE, a->code, "QEMU is gone"); break;
     case SA_SEND_ENDED: say_reason(d, WIRE_GUEST_ENDED, a->code, "ended in good order"); break;
