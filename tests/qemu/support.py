@@ -7,7 +7,9 @@ import os
 from qmp import QmpError
 from vm import Arena, Shadow, Vm, build_guest
 
-BS_MACHINES = ("pc", "q35", "microvm", "pc-vga")
+# KVM on a machine that is itself a guest is slow: fewer there.
+KVM_MACHINES = ("pc", "q35", "microvm")
+BS_MACHINES = ("pc", "q35", "microvm", "pc-vga", "pc-iothread")
 
 
 class Skip(Exception):
@@ -143,3 +145,19 @@ def hand_over(arena_from, shadow, result, slot, standby, arena_to):
             arena_to.set_page(0, position, data)
         standby.qmp.execute("checkpoint-apply", slot=0, pages=len(batch))
     arena_to.set_state(0, arena_from.state(slot, result["state-bytes"]))
+
+
+def linux(t, cpus, workload):
+    """The Linux guest of guest/, its service up; needs POLLUX_GUEST_DIR."""
+    directory = os.environ.get("POLLUX_GUEST_DIR")
+    if not directory or not os.path.exists(os.path.join(directory, "vmlinuz")):
+        raise Skip("POLLUX_GUEST_DIR has no vmlinuz")
+    image = os.path.join(t.directory, "disk.img")
+    with open(image, "wb") as f:
+        f.truncate(16 << 20)
+    vm = t.vm("vm", image=image, cpus=cpus, mem_mib=256, extra=[
+        "-kernel", os.path.join(directory, "vmlinuz"), "-initrd",
+        os.path.join(directory, "initrd.img"), "-append",
+        "console=ttyS0 quiet pollux.workload=%s pollux.ip0=10.0.2.15/24" % workload])
+    vm.wait_serial(lambda: b"POLLUX-GUEST-READY" in vm.serial(), 120)
+    return vm

@@ -4,11 +4,12 @@
 
 import os
 import resource
+import socket
 import time
 
-from support import (BS_MACHINES, Registry, Skip, assert_equal_memory, capture_all, final_capture,
-                     initial_sync, need_kvm, protect, refused)
-from vm import PAGE, Shadow, Vm
+from support import (BS_MACHINES, KVM_MACHINES, Registry, Skip, assert_equal_memory, capture_all,
+                     final_capture, initial_sync, linux, need_kvm, protect, refused)
+from vm import PAGE, Shadow
 
 TESTS = Registry()
 EPOCHS = 20
@@ -27,7 +28,7 @@ def shadow_of_captured_pages_equals_memory_tcg(t, machine):
     check_shadow(t, t.running(machine=machine))
 
 
-@TESTS.each(machine=BS_MACHINES)
+@TESTS.each(machine=KVM_MACHINES)
 def shadow_of_captured_pages_equals_memory_kvm(t, machine):
     need_kvm()
     check_shadow(t, t.running(machine=machine, accel="kvm"))
@@ -111,7 +112,8 @@ def guest_goes_on_after_each_capture(t):
         assert result["running"] and result["complete"] and result["pause-ns"] > 0
         assert arena.epoch == epoch + 1
         vm.wait_serial(lambda: vm.counters()[-1] > before)
-    assert vm.counters() == sorted(vm.counters())
+    numbers = vm.counters()
+    assert numbers == sorted(numbers)
 
 
 @TESTS.add
@@ -245,6 +247,52 @@ def guest_goes_on_when_the_client_dies_with_a_full_slot(t):
     vm.wait_counting()
 
 
+@TESTS.add
+def guest_goes_on_when_a_disk_does_not_come_to_rest(t):
+    vm = t.running(extra=["-drive", "if=none,id=slow,driver=null-aio,size=1048576,"
+                          "latency-ns=4000000000"])
+    arena = t.arena()
+    shadow = Shadow(vm.start("active", arena, pause_timeout_ms=200))
+    initial_sync(vm, arena, shadow)
+    vm.qmp.execute("human-monitor-command", command_line='qemu-io slow "aio_read 0 512"')
+    refused("did not come to rest", vm.capture, 0, 2)
+    vm.wait_counting()
+    assert vm.qmp.execute("query-checkpoint")["failed"]
+    vm.qmp.execute("checkpoint-stop")
+
+
+@TESTS.add
+def packets_waiting_for_the_guest_survive_a_capture(t):
+    # The boot sector has no network driver, so QEMU takes one packet and leaves the others in the
+    # socket.  If a capture threw that one away, QEMU would take the next, and there would be room.
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        vm = t.running(extra=["-netdev", "dgram,id=n9,local.type=fd,local.str=%d" % theirs.fileno(),
+                              "-device", "virtio-net-pci,netdev=n9,romfile="],
+                       pass_fds=[theirs.fileno()])
+        ours.setblocking(False)
+
+        def fill():
+            count = 0
+            try:
+                while True:
+                    ours.send(bytes(60))
+                    count += 1
+            except BlockingIOError:
+                return count
+        assert fill() > 1
+        vm.qmp.event_names()
+        fill()
+        arena = t.arena()
+        protect(vm, arena, epochs=10)
+        vm.qmp.event_names()
+        assert fill() == 0, "a capture dropped packets"
+        # The control: a real stop does.
+        vm.qmp.execute("stop")
+        vm.qmp.event_names()
+        assert fill() > 0
+
+
 def memory_of(vm):
     """(open files, mappings, resident KiB) of the QEMU process."""
     proc = "/proc/%d/" % vm.process.pid
@@ -257,49 +305,39 @@ def memory_of(vm):
 
 @TESTS.add
 def thousand_sessions_leak_nothing(t):
-    vm = t.running(guest={"idle": 100000})
-    arena = t.arena(slot_pages=256)
-    before = None
+    # Never run: a running guest's translations come and go, and with them the heap's size.
+    vm = t.vm(paused=True, mem_mib=8)
+    arena = t.arena(slots=1)
     for i in range(1050):
         vm.start("active", arena)
         vm.capture(0, 1, precopy=True)
+        assert vm.capture(0, 1, append=True)["complete"]
         vm.qmp.execute("checkpoint-stop")
         if i == 50:
             before = memory_of(vm)
     after = memory_of(vm)
     assert after[0] <= before[0], (before, after)
     assert after[1] <= before[1] + 5, (before, after)
-    assert after[2] <= before[2] + 2048, (before, after)
+    assert after[2] <= before[2] + 1024, (before, after)
 
 
-LINUX = {
-    "pc": ["-M", "pc", "-device", "virtio-net-pci,netdev=n0", "-device", "virtio-blk-pci,drive=d0"],
-    "q35": ["-M", "q35", "-device", "virtio-net-pci,netdev=n0", "-device",
-            "virtio-blk-pci,drive=d0"],
-    "microvm": ["-M", "microvm", "-device", "virtio-net-device,netdev=n0", "-device",
-                "virtio-blk-device,drive=d0"],
-}
-
-
-def linux(t, cpus):
-    directory = os.environ.get("POLLUX_GUEST_DIR")
-    if not directory or not os.path.exists(os.path.join(directory, "vmlinuz")):
-        raise Skip("POLLUX_GUEST_DIR has no vmlinuz")
-    image = os.path.join(t.directory, "disk.img")
-    with open(image, "wb") as f:
-        f.truncate(16 << 20)
-    vm = Vm(t.directory, "vm", machine="pc", cpus=cpus, mem_mib=256, image=image, extra=[
-        "-kernel", os.path.join(directory, "vmlinuz"), "-initrd",
-        os.path.join(directory, "initrd.img"), "-append",
-        "console=ttyS0 quiet pollux.workload=dirty pollux.ip0=10.0.2.15/24"])
-    t.vms.append(vm)
-    vm.wait_serial(lambda: b"POLLUX-GUEST-READY" in vm.serial(), 120)
-    return vm
+@TESTS.add
+def sessions_of_a_running_guest_leak_no_descriptor_and_no_mapping(t):
+    vm = t.running()
+    arena = t.arena()
+    for i in range(120):
+        vm.start("active", arena)
+        vm.capture(0, 1, precopy=True)
+        vm.qmp.execute("checkpoint-stop")
+        if i == 20:
+            before = memory_of(vm)
+    after = memory_of(vm)
+    assert after[0] <= before[0] and after[1] <= before[1] + 5, (before, after)
 
 
 @TESTS.each(cpus=(1, 4))
 def shadow_of_linux_equals_memory(t, cpus):
-    vm = linux(t, cpus)
+    vm = linux(t, cpus, "dirty")
     arena = t.arena(slot_pages=16384)
     shadow, _ = protect(vm, arena)
     deadline = time.monotonic() + 5

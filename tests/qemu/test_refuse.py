@@ -167,19 +167,41 @@ def device_that_cannot_be_migrated_is_named(t):
     refused("mtp", vm.start, "active", t.arena())
 
 
-@TESTS.each(change=("device", "ram"))
-def hot_plug_during_a_session_fails_it(t, change):
+@TESTS.add
+def device_add_and_device_del_are_refused_during_a_session(t):
+    vm = t.running(extra=["-device", "virtio-rng-pci,id=r"])
+    arena = t.arena()
+    protect(vm, arena)
+    refused("checkpoint-stop", vm.qmp.execute, "device_add", driver="virtio-rng-pci", id="x")
+    refused("checkpoint-stop", vm.qmp.execute, "device_del", id="r")
+    assert vm.capture(0, 2)["complete"]
+    vm.qmp.execute("checkpoint-stop")
+    vm.qmp.execute("device_add", driver="virtio-rng-pci", id="x")
+
+
+@TESTS.each(change=("section", "ram"))
+def new_state_or_memory_during_a_session_fails_it(t, change):
     vm = t.running()
     arena = t.arena()
     protect(vm, arena)
-    if change == "device":
-        vm.qmp.execute("device_add", driver="virtio-rng-pci", id="x")
+    if change == "section":
+        vm.qmp.execute("netdev_add", type="user", id="n7")
     else:
         vm.qmp.execute("object-add", qom_type="memory-backend-ram", id="m", size=1 << 20)
     refused("only checkpoint-stop", vm.capture, 0, 2)
     assert vm.qmp.execute("query-checkpoint")["failed"]
     vm.wait_counting()
     vm.qmp.execute("checkpoint-stop")
+
+
+@TESTS.add
+def loadvm_is_refused_during_a_session(t):
+    vm = t.running()
+    vm.start("active", t.arena())
+    text = vm.qmp.execute("human-monitor-command", command_line="loadvm x")
+    assert "checkpoint-stop" in text, text
+    text = vm.qmp.execute("human-monitor-command", command_line="savevm x")
+    assert "checkpoint session" in text, text
 
 
 @TESTS.add

@@ -17,6 +17,7 @@ import time
 from qmp import Qmp
 
 PAGE = 4096
+ZERO = bytes(PAGE)
 BLOCK_SHIFT = 40
 PAGE_MASK = (1 << BLOCK_SHIFT) - 1
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -24,13 +25,18 @@ FIRMWARE = ["-L", "/usr/share/seabios", "-L", "/usr/share/qemu", "-L", "/usr/lib
 
 # -nodefaults everywhere: the devices are those that are named here.
 MACHINES = {
-    "pc": ["-M", "pc", "-device", "virtio-blk-pci,drive=d0,bootindex=0",
+    "pc": ["-M", "pc", "-device", "virtio-blk-pci,drive=d0",
            "-device", "virtio-net-pci,netdev=n0,romfile="],
-    "q35": ["-M", "q35", "-device", "virtio-blk-pci,drive=d0,bootindex=0",
+    "q35": ["-M", "q35", "-device", "virtio-blk-pci,drive=d0",
             "-device", "virtio-net-pci,netdev=n0,romfile="],
-    "microvm": ["-M", "microvm", "-device", "virtio-blk-device,drive=d0,bootindex=0",
+    # A disk served by another thread, and memory that others could share.
+    "pc-iothread": ["-M", "pc,memory-backend=m0", "-object",
+                    "memory-backend-memfd,id=m0,size=64M,share=on", "-object", "iothread,id=io0",
+                    "-device", "virtio-blk-pci,drive=d0,iothread=io0",
+                    "-device", "virtio-net-pci,netdev=n0,romfile="],
+    "microvm": ["-M", "microvm", "-device", "virtio-blk-device,drive=d0",
                 "-device", "virtio-net-device,netdev=n0"],
-    "pc-vga": ["-M", "pc", "-vga", "std", "-device", "virtio-blk-pci,drive=d0,bootindex=0",
+    "pc-vga": ["-M", "pc", "-vga", "std", "-device", "virtio-blk-pci,drive=d0",
                "-device", "virtio-net-pci,netdev=n0,romfile=",
                "-netdev", "user,id=n1,restrict=on", "-device", "e1000,netdev=n1,romfile="],
 }
@@ -55,7 +61,7 @@ def build_guest(directory, pages=256, lines=4096, idle=0):
 
 class Vm:
     def __init__(self, directory, name, machine="pc", accel="tcg", cpus=1, mem_mib=64, image=None,
-                 paused=False, extra=()):
+                 paused=False, extra=(), pass_fds=()):
         self.directory = directory
         self.name = name
         self.serial_path = os.path.join(directory, name + ".serial")
@@ -72,7 +78,7 @@ class Vm:
             command += ["-S"]
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=log)
+                                            stderr=log, pass_fds=pass_fds)
         try:
             self.qmp = Qmp(qmp_path)
         except Exception:
@@ -209,7 +215,8 @@ class Shadow:
             block, page = entry >> BLOCK_SHIFT, entry & PAGE_MASK
             assert page < self.blocks[block]["size"] // PAGE
             if position not in skip:
-                self.pages[block][page] = arena.page(slot, position)
+                data = arena.page(slot, position)
+                self.pages[block][page] = ZERO if data == ZERO else data
         return len(seen)
 
     def differences(self, vm):
