@@ -59,7 +59,7 @@ bench-programs: $$(BENCHES)
 
 # Lists, so that the runner and this file cannot disagree about what there is.
 .PHONY: unit-programs
-unit-programs: programs $$(UNIT_TESTS)
+unit-programs: programs $$(UNIT_TESTS) $(B)/tests/sim/sim
 	printf '%s\n' $(UNIT_TESTS) >$(B)/unit-tests.list
 	printf '%s\n' $(PYTHON_TESTS) >$(B)/python-tests.list
 

@@ -38,7 +38,7 @@ void session_init(struct session *s, const struct session_config *config)
     s->config = *config;
     ASSERT(config->nr_slots >= 2 && config->nr_slots <= SESSION_SLOTS_MAX);
     ASSERT(config->pause_permille >= 1 && config->pause_permille <= 1000);
-    s->connect_at_ns = s->ask_at_ns = s->end_at_ns = NEVER;
+    s->connect_at_ns = s->ask_at_ns = s->end_at_ns = s->output_at_ns = NEVER;
     s->output = OUTPUT_PASS;
 }
 
@@ -219,7 +219,7 @@ static void on_guest_over(struct session *s, const struct session_event *e)
     s->first_claim = s->unpairing = false;
     /* Nothing that this QEMU was asked will be answered. */
     s->wait_output = s->wait_start = s->wait_stop = s->wait_load = s->wait_run = 0;
-    s->connect_at_ns = s->ask_at_ns = NEVER;
+    s->connect_at_ns = s->ask_at_ns = s->output_at_ns = NEVER;
     session_reply(s, 1, "the guest ended meanwhile");
     session_move(s, ST_ENDED,
                  !lost  ? "the guest shut itself down"
@@ -379,6 +379,8 @@ static void on_done(struct session *s, const struct session_event *e)
     } else if (take(&s->wait_output, e)) {
         if (e->error && s->state == ST_ENTERING && !s->pipe.sent)
             start_failed(s, "the guest's output could not be held");
+        else if (e->error && s->guest != GUEST_NONE)
+            s->output_at_ns = s->now_ns + OUTPUT_RETRY_NS;
     } else if (take(&s->wait_start, e)) {
         if (e->error)
             start_failed(s, e->text ? e->text : "QEMU refused to start checkpoints");
@@ -454,7 +456,7 @@ static void dispatch(struct session *s, const struct session_event *e)
     case SE_CAPTURED: session_on_captured(s, e); break;
     case SE_CAPTURE_FAILED:
         s->pipe.capturing = false;
-        session_lose_peer(s, e->text ? e->text : "a capture failed");
+        session_on_capture_failed(s, e->text ? e->text : "a capture failed");
         break;
     case SE_SLOT_FREE: session_on_slot_free(s, e); break;
     case SE_ACK: session_on_ack(s, e); break;
@@ -507,8 +509,10 @@ static void timers(struct session *s)
 {
     if (silence_at(s) <= s->now_ns)
         session_lose_peer(s, s->peer_layout ? "the peer is silent" : "the peer did not introduce itself");
-    if (unacked_at(s) <= s->now_ns)
+    if (unacked_at(s) <= s->now_ns) {
+        s->connect_slowly = true;
         session_lose_peer(s, "the standby does not ack");
+    }
     if (freeze_at(s) <= s->now_ns) {
         s->frozen = true;
         session_act_done(s, SA_STOP_GUEST, &s->wait_stop);
@@ -528,6 +532,13 @@ static void timers(struct session *s)
         s->ask_at_ns = NEVER;
         if (s->state == ST_CLAIMING || s->state == ST_STANDBY_ASKING)
             session_ask(s);
+    }
+    if (s->output_at_ns <= s->now_ns) { /* what is wanted of the guest's output still stands */
+        s->output_at_ns = NEVER;
+        if (session_alone(s))
+            session_pass_and_run(s);
+        else if (s->guest != GUEST_NONE)
+            session_output(s, s->output);
     }
     if (s->end_at_ns <= s->now_ns) {
         s->end_at_ns = NEVER;
@@ -558,7 +569,7 @@ void session_step(struct session *s, const struct session_event *event, int64_t 
 int64_t session_deadline(const struct session *s)
 {
     int64_t at[] = { silence_at(s),    unacked_at(s), freeze_at(s),  heartbeat_at(s),     s->connect_at_ns,
-                     s->ask_at_ns,     s->end_at_ns,  session_pipe_due(s) };
+                     s->output_at_ns, s->ask_at_ns,     s->end_at_ns,  session_pipe_due(s) };
     int64_t first = NEVER;
 
     for (size_t i = 0; i < sizeof(at) / sizeof(at[0]); i++)

@@ -249,6 +249,8 @@ struct session {
     struct session_pipe pipe;
     int64_t now_ns;
     int64_t last_rx_ns, last_tx_ns, link_up_ns;
+    int64_t output_at_ns; /* SA_OUTPUT or SA_RUN failed: again then */
+    bool connect_slowly;  /* protecting failed for a reason that may well last */
     int64_t connect_at_ns, ask_at_ns, claiming_since_ns, end_at_ns; /* INT64_MAX: not wanted */
     int64_t due_ns;         /* session_deadline() after the step before; 0 before the first */
     struct session_actions *out; /* during a step */

@@ -133,7 +133,10 @@ static void granted_alone(struct session *s, const char *reason)
     session_move(s, ST_ALONE, reason);
     session_pass_and_run(s);
     session_save(s, ROLE_ACTIVE_ALONE);
-    s->connect_at_ns = s->paired && !s->ending && !s->unpairing ? s->now_ns : NEVER;
+    s->connect_at_ns = s->paired && !s->ending && !s->unpairing
+                           ? s->now_ns + (s->connect_slowly ? 4 * s->config.reconnect_ns : 0)
+                           : NEVER;
+    s->connect_slowly = false;
     if (!s->unpairing)
         session_reply(s, 0, "the arbiter granted this side; syncing goes on in the background");
 }
@@ -259,6 +262,19 @@ static void leave_protection(struct session *s, const char *reason)
     session_act(s, SA_DISCONNECT);
     s->link_up = false;
     session_claim(s, reason);
+}
+
+/*
+ * Our guest is whole and runs, only protecting it failed. The standby is told not to take over, so that it does
+ * not compete for a grant that would stop a healthy guest; if that does not arrive, the arbiter decides as ever.
+ */
+void session_on_capture_failed(struct session *s, const char *reason)
+{
+    s->connect_slowly = true;
+    if (s->link_up && (s->state == ST_PROTECTED || (s->state == ST_ENTERING && s->pipe.sent)))
+        leave_protection(s, reason);
+    else
+        session_lose_peer(s, reason);
 }
 
 static void leave_sync(struct session *s, const char *reason)

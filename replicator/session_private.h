@@ -11,6 +11,7 @@
 #include "session.h"
 
 #define NEVER INT64_MAX
+#define OUTPUT_RETRY_NS INT64_C(200000000)
 
 #ifdef SESSION_MUTANTS
 #define MUTANT(name) (session_mutant == MUTANT_##name)
@@ -74,6 +75,7 @@ void session_on_pair(struct session *s, const struct session_event *e);
 void session_on_unpair(struct session *s);
 void session_on_promote(struct session *s, const struct session_event *e);
 void session_on_shutdown(struct session *s);
+void session_on_capture_failed(struct session *s, const char *reason);
 void session_finish_alone(struct session *s);
 
 #endif

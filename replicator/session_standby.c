@@ -109,6 +109,8 @@ void session_on_run_done(struct session *s, int error)
     s->guest = error ? s->guest : GUEST_RUNNING;
     if (s->state != ST_PROMOTING) {
         s->frozen = error ? s->frozen : false;
+        if (error && session_alone(s))
+            s->output_at_ns = s->now_ns + OUTPUT_RETRY_NS;
         return;
     }
     if (error) {

@@ -40,7 +40,7 @@ def run_tests():
     if not os.access(qemu_program(), os.X_OK):
         print("skipped: no QEMU at %s (set POLLUX_QEMU, or make qemu)" % qemu_program())
         raise SystemExit(77)
-    unittest.main(testRunner=Runner(stream=sys.stderr), verbosity=0)
+    unittest.main(testRunner=Runner(stream=sys.stderr, verbosity=0))
 
 
 class Result(unittest.TextTestResult):

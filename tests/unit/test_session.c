@@ -940,6 +940,38 @@ static void a_standby_that_lives_but_does_not_ack_is_given_up(void **state)
     is(&b, ST_CLAIMING);
 }
 
+static void output_that_could_not_be_let_pass_is_tried_again(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    asking(&b);
+    answer(&b, GRANT_YES);
+    done(&b, want(&b, SA_LOAD)->serial, 0);
+    b.s.wait_run = want(&b, SA_RUN)->serial;
+    done(&b, want(&b, SA_OUTPUT)->serial, -5);
+    done(&b, b.s.wait_run, 0);
+    is(&b, ST_ALONE);
+    assert_null(find(&b, SA_OUTPUT));
+    b.now += SEC;
+    STEP(&b, .type = SE_TICK);
+    assert_int_equal(want(&b, SA_OUTPUT)->code, OUTPUT_PASS);
+}
+
+static void a_failed_capture_does_not_invite_the_standby_to_take_over(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    protected(&b);
+    STEP(&b, .type = SE_CAPTURE_FAILED);
+    assert_int_equal(want(&b, SA_SEND_ENDED)->code, 2);
+    is(&b, ST_CLAIMING);
+    answer(&b, GRANT_YES);
+    is(&b, ST_ALONE);
+    assert_true(b.s.connect_at_ns > b.now); /* not at once: the cause may last */
+}
+
 static void a_full_sync_ends_even_if_no_round_ever_fits_a_slot(void **state)
 {
     struct bench b;
@@ -1233,6 +1265,8 @@ int main(void)
         cmocka_unit_test(a_capture_goes_on_in_the_next_slot_without_a_pause_in_between),
         cmocka_unit_test(a_dead_peer_is_noticed_even_if_heartbeats_are_rare),
         cmocka_unit_test(a_standby_that_lives_but_does_not_ack_is_given_up),
+        cmocka_unit_test(output_that_could_not_be_let_pass_is_tried_again),
+        cmocka_unit_test(a_failed_capture_does_not_invite_the_standby_to_take_over),
         cmocka_unit_test(a_full_sync_ends_even_if_no_round_ever_fits_a_slot),
         cmocka_unit_test(no_more_epochs_are_in_flight_than_allowed),
         cmocka_unit_test(a_first_claim_that_is_refused_changes_nothing),
