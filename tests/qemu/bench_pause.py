@@ -3,12 +3,12 @@
 #
 # bench_pause.py - how long a capture pauses the guest, against copying the same pages with memcpy
 #
-# Usage: POLLUX_QEMU=... tests/qemu/bench_pause.py [--json] [--epochs N] [--accel tcg|kvm] [--machine M]
-#        [--linux] [--interval-ms MS] [--pages N...]
-# Prints, for an idle guest and for guests that dirty N pages per epoch, the pause (p50, p99) and where
-# its time goes; and the ratio of the pause to (idle pause + N x one thread's 4 KiB memcpy), where the
-# memcpy is measured between the captures, on cold pages, in this process.  On a machine that does other
-# work meanwhile the medians say little; then compare the ratio of the two p10.
+# Usage: POLLUX_QEMU=... tests/qemu/bench_pause.py [--json] [--epochs N] [--accel tcg|kvm]
+#        [--machine M] [--linux] [--interval-ms MS] [--pages N...]
+# Prints, for an idle guest and for guests that dirty N pages per epoch, the pause (p50, p99) and
+# where its time goes; and the ratio of the pause to (idle pause + N x one thread's 4 KiB memcpy),
+# where the memcpy is measured between the captures, on cold pages, in this process.  On a machine
+# that does other work meanwhile the medians say little; then compare the ratio of the two p10.
 
 import argparse
 import ctypes
@@ -144,10 +144,10 @@ def main():
             idle_line = line
         lines.append(line)
         if not options.json:
-            print("%6d pages: pause p10 %6.0f p50 %6.0f p99 %6.0f us; stop %4.0f sync %4.0f copy %6.0f state "
-                  "%4.0f start %4.0f; state %d bytes; memcpy %.0f ns/page%s" %
-                  (pages, line["pause_p10_us"], line["pause_p50_us"], line["pause_p99_us"], line["stop_p50_us"],
-                   line["sync_p50_us"], line["copy_p50_us"], line["state_p50_us"],
+            print("%6d pages: pause p10 %6.0f p50 %6.0f p99 %6.0f us; stop %4.0f sync %4.0f copy "
+                  "%6.0f state %4.0f start %4.0f; state %d bytes; memcpy %.0f ns/page%s" %
+                  (pages, line["pause_p10_us"], line["pause_p50_us"], line["pause_p99_us"],
+                   line["stop_p50_us"], line["sync_p50_us"], line["copy_p50_us"], line["state_p50_us"],
                    line["start_p50_us"], line["state_bytes"], line["memcpy_page_ns"],
                    "; ratio %.2f, at p10 %.2f" % (line["ratio"], line["ratio_p10"])
                    if pages else ""), flush=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# guest.S - a boot sector that dirties memory at a known place and rate and counts on the serial port
+# guest.S - a boot sector that dirties memory at a known place and counts on the serial port
 #
 # Needs no driver, so it runs on every machine type, under TCG and KVM.  All processors work: each
 # writes to its own region, `pages` pages from 4 MiB * (1 + number of the processor), one word per

@@ -2,7 +2,7 @@
 #
 # qmp.py - a small QMP client for tests
 #
-# Owns one connection.  Every wait has a deadline; an error reply is an exception with QEMU's sentence.
+# Owns one connection.  Every wait has a deadline; an error reply is an exception with its sentence.
 
 import array
 import json

@@ -2,8 +2,8 @@
 #
 # vm.py - a QEMU, an arena and a shadow of guest memory, for tests
 #
-# Owns the processes and files of one test.  Knows the contract in docs/QEMU-INTERFACE.md, and nothing
-# of polluxd.
+# Owns the processes and files of one test.  Knows the contract in docs/QEMU-INTERFACE.md, and
+# nothing of polluxd.
 
 import base64
 import fcntl
