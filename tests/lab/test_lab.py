@@ -120,33 +120,27 @@ def receive_tags(sock, until, timeout_s=ARRIVAL_S):
 
 
 def ping(lab, host, address, timeout_s=ARRIVAL_S):
-    """One ICMP echo from a host; whether the answer came."""
+    """ICMP echoes from a host, four a second as one alone may meet a port that was plugged in just now; whether an
+    answer came.
+    """
+    body = b"\x12\x34\0\1pollux!!"
+    echo = b"\x08\0" + sniff.checksum(b"\x08\0\0\0" + body).to_bytes(2, "big") + body
+    deadline = time.monotonic() + timeout_s
 
     def make():
-        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-        body = b"\x12\x34\0\1pollux!!"
-        sock.sendto(
-            b"\x08\0" + sniff.checksum(b"\x08\0\0\0" + body).to_bytes(2, "big") + body, (address, 0)
-        )
-        return sock
+        return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
 
-    try:
-        sock = labnet.in_namespace(lab.space(host), make)
-    except OSError:
-        return False
-    with sock:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            sock.settimeout(left)
+    with labnet.in_namespace(lab.space(host), make) as sock:
+        while (left := deadline - time.monotonic()) > 0:
+            sock.settimeout(min(left, 0.25))
             try:
+                sock.sendto(echo, (address, 0))
                 data = sock.recv(2048)
-            except socket.timeout:
-                return False
+            except OSError:  # also no answer yet
+                continue
             if data[20] == 0 and data[24:26] == b"\x12\x34":
                 return True
+    return False
 
 
 def start_in(lab, host, *argv, **kwargs):
