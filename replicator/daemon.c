@@ -398,6 +398,7 @@ static void perform(struct daemon *d, const struct session_action *a)
 
 static void step(struct daemon *d, const struct session_event *e)
 {
+    d->meters.captures_failed += e->type == SE_CAPTURE_FAILED;
     session_step(&d->session, e, d->now_ns, &d->actions);
     for (unsigned i = 0; i < d->actions.nr; i++)
         perform(d, &d->actions.list[i]);

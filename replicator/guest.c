@@ -247,7 +247,6 @@ static void known(struct guest *g, struct json_object *answer)
     }
     end_old_session(g, answer);
     g->state = GUEST_KNOWN;
-    g->known_once = true;
     g->complained = g->ended = false;
     e.guest = is_one_of(g->run_state, fresh) ? GUEST_FRESH : GUEST_RUNNING;
     e.flag = e.guest == GUEST_RUNNING && booted_anew(g);

@@ -93,7 +93,6 @@ struct guest {
     struct qmp_output_msg out;
     int64_t retry_at_ns;
     int64_t now_ns;
-    bool known_once;  /* SE_START was said */
     bool complained;  /* about not reaching QEMU */
     bool ended;       /* the guest or the operator ended QEMU in good order */
     struct guest_pending pending[GUEST_COMMANDS_MAX];

@@ -131,6 +131,7 @@ void sender_start(struct sender *s, struct arena *arena, const struct codec_bloc
     s->blocks = *blocks;
     s->generation = generation;
     s->epoch_pages = s->epoch_state = s->epoch_bytes = s->last_epoch_bytes = 0;
+    s->pages_sent = 0;
 }
 
 int sender_add(struct sender *s, const struct sender_job *job)

@@ -64,7 +64,7 @@ struct sender {
     uint64_t epoch_pages, epoch_state;     /* of the epoch being queued */
     struct wire_digest digest;
     uint64_t epoch_bytes, last_epoch_bytes; /* on the wire */
-    uint64_t pages_sent;
+    uint64_t pages_sent; /* in this session: the progress of its full sync */
     bool drop_page;                        /* planted fault, for tests: one page of one epoch never leaves */
     int wake_fd;                           /* eventfd: a worker is done */
     bool stopping;
