@@ -42,8 +42,15 @@ protected:
         movl    $start, 0x7001
         movw    $0, 0x7003
         movl    $0x000c4500, APIC + 0x300       # INIT to all but self
-        movl    $0x1000000, %ecx
-1:      loop    1b
+        # The others need about 10 ms to come up.  Time, not a count: a KVM without hardware support
+        # for 32-bit code interprets each instruction, and a count that is long enough here takes it 14 s.
+        rdtsc
+        movl    %eax, %ecx
+1:      pause
+        rdtsc
+        subl    %ecx, %eax
+        cmpl    $0x4000000, %eax                # clock cycles
+        jb      1b
         movl    $0x000c4600 + AP_VECTOR, APIC + 0x300
 
 work:

@@ -88,12 +88,17 @@ def refused(words, func, *args, **more):
 
 
 def initial_sync(vm, arena, shadow):
-    """Precopy until what is left fits into a slot, then capture epoch 1."""
-    slot = 0
+    """Precopy until what is left fits into a slot, or twice the memory went: then capture epoch 1.
+
+    A guest may write faster than this program copies, and never leave less than a slot.
+    """
+    slot, taken, most = 0, 0, None
     while True:
         result = vm.capture(slot, 1, precopy=True)
         shadow.take(arena, slot, result["pages"])
-        if result["complete"]:
+        taken += result["pages"]
+        most = most or 2 * (taken + result["remaining"])
+        if result["complete"] or taken >= most:
             break
         slot = (slot + 1) % arena.slots
     return capture_all(vm, arena, shadow, 1)
