@@ -144,7 +144,13 @@ def ping(lab, host, address, timeout_s=ARRIVAL_S):
 
 
 def start_in(lab, host, *argv, **kwargs):
-    return subprocess.Popen(lab.command(host, list(argv)), **kwargs)
+    """The process, once it is on its host: before that, a signal to the host would miss it."""
+    process = subprocess.Popen(lab.command(host, list(argv)), **kwargs)
+    deadline = time.monotonic() + ARRIVAL_S
+    while process.pid not in labproc.in_host(lab.space(host)):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{argv[0]} did not get to host {host}")
+    return process
 
 
 def run_lab(*arguments, timeout_s=120, **kwargs):
@@ -326,7 +332,7 @@ class Faults(LabCase):
         self.assertEqual(counter.stdout.readline(), b"1\n")
         with packet_socket(lab, "a", "rep") as sock:
             lab.pause("a")
-            self.assertEqual(self.process_state(counter.pid), "T")
+            self.assertEqual(self.process_state(counter.pid, "T"), "T")
             self.assertFalse(ping(lab, "b", labnet.REP["a"], ABSENCE_S))
             send_frame(lab, "b", "rep", "to-the-paused")
             lab.resume("a")
@@ -343,19 +349,19 @@ class Faults(LabCase):
         self.addCleanup(sleeper.wait)
         self.addCleanup(sleeper.kill)
         lab.pause("a", processes_only=True)
-        self.assertEqual(self.process_state(sleeper.pid), "T")
+        self.assertEqual(self.process_state(sleeper.pid, "T"), "T")
         self.assertTrue(ping(lab, "b", labnet.REP["a"]))
         lab.resume("a")
-        self.assertIn(self.process_state(sleeper.pid), "SR")
+        self.assertIn(self.process_state(sleeper.pid, "SR"), "SR")
 
     @staticmethod
-    def process_state(pid):
-        """State letter; SIGSTOP is asynchronous, so a moment is given to it."""
+    def process_state(pid, awaited):
+        """State letter; a signal is asynchronous, so a moment is given to it."""
         deadline = time.monotonic() + ARRIVAL_S
         while True:
             with open(f"/proc/{pid}/stat", encoding="ascii") as file:
                 state = file.read().rpartition(")")[2].split()[0]
-            if state not in "R" or time.monotonic() > deadline:
+            if state in awaited or time.monotonic() > deadline:
                 return state
 
 
