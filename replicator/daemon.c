@@ -25,6 +25,7 @@
 #define STATE_MAX_BYTES (8u << 20) /* device state; q35 with 32 virtio devices has 2 MB */
 #define FLUSH_NS (200 * MS)
 #define TURN_NS (2 * MS)
+#define SAVER_END_NS (2000 * MS)
 #define DOORS_NAP_NS (20 * MS)
 #define DOORS_TRIES 50
 
@@ -822,7 +823,9 @@ int daemon_init(struct daemon *d, const struct daemon_options *options)
 
 void daemon_fini(struct daemon *d)
 {
-    saver_fini(&d->saver);
+    if (saver_fini(&d->saver, SAVER_END_NS) < 0)
+        log_line(LOG_ERROR, "%s: the disk of %s hangs: left while the state file was being written, so it may be the old one or the new one",
+                 d->options.vm, d->saver.file.dir);
     sender_stop(&d->sender); /* after this no worker writes the eventfd */
     loop_fini(&d->loop);     /* after this the kernel uses none of our buffers */
     sender_fini(&d->sender);

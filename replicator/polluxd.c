@@ -318,6 +318,7 @@ int main(int argc, char **argv)
             log_line(LOG_ERROR, "the event loop failed: %s", strerror(-rc));
         daemon_fini(d);
     }
-    free(d);
+    if (!d->saver.left) /* its thread still uses it */
+        free(d);
     return rc < 0 ? 1 : 0;
 }

@@ -35,4 +35,9 @@ $(B)/tests/unit/test_loop: tests/unit/test_loop.c $(B)/replicator/loop.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(STD) -I. $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) -lcmocka -luring
 
+UNIT_TESTS += $(B)/tests/unit/test_saver
+$(B)/tests/unit/test_saver: tests/unit/test_saver.c $(addprefix $(B)/replicator/,saver.o statefile.o keyfile.o)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(STD) -I. $(LDFLAGS) -Wl,--wrap=fsync -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) -lcmocka -lxxhash -lpthread
+
 PYTHON_TESTS += tests/unit/test_fake_qemu.py

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static void answer(struct saver *s, uint64_t serial, int error, const char *why)
@@ -61,19 +62,32 @@ int saver_init(struct saver *s, const struct statefile *file, int wake_fd)
     return -rc;
 }
 
-void saver_fini(struct saver *s)
+int saver_fini(struct saver *s, int64_t timeout_ns)
 {
+    struct timespec until;
+
     if (!s->running)
-        return;
+        return 0;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += timeout_ns % 1000000000;
+    until.tv_sec += timeout_ns / 1000000000 + until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
     pthread_mutex_lock(&s->lock);
     s->stopping = true;
     pthread_cond_signal(&s->work);
     pthread_mutex_unlock(&s->lock);
-    pthread_join(s->thread, NULL);
     s->running = false;
+    if (pthread_clockjoin_np(s->thread, NULL, CLOCK_MONOTONIC, &until)) {
+        pthread_mutex_lock(&s->lock);
+        s->left = true;
+        s->wake_fd = -1; /* the caller closes it, and the number may be another file's by then */
+        pthread_mutex_unlock(&s->lock);
+        return -ETIMEDOUT;
+    }
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->work);
     statefile_close(&s->file);
+    return 0;
 }
 
 /* Queued and answered together never exceed the queue, so an answer always has a place. */

@@ -26,6 +26,7 @@ struct saver {
     bool stopping;
     pthread_t thread;
     bool running;
+    bool left; /* the thread was given up while it wrote */
     pthread_mutex_t lock;
     pthread_cond_t work;
     struct saver_record queue[SAVER_QUEUE];
@@ -45,8 +46,14 @@ struct saver {
  */
 int saver_init(struct saver *s, const struct statefile *file, int wake_fd);
 
-/** Write what is queued, end the thread, close the file. */
-void saver_fini(struct saver *s);
+/**
+ * Write what is queued, end the thread, close the file.
+ * @param s           the saver
+ * @param timeout_ns  a disk that hangs is waited for no longer
+ * @return 0; -ETIMEDOUT: the thread was left at its work, with the directory still locked, and *s must live as long as
+ *         the process (s->left says so too)
+ */
+int saver_fini(struct saver *s, int64_t timeout_ns);
 
 /** @return 0, or -EBUSY when SAVER_QUEUE records wait: then nothing will be answered */
 int saver_put(struct saver *s, const struct saver_record *record);
