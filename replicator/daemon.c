@@ -487,6 +487,10 @@ static void on_peer_event(struct daemon *d, const struct loop_event *ev)
         d->has_waiting = false;
         mailbox_say(&d->box, SE_LINK_DOWN, text);
         break;
+    case LINK_DEAF:
+        snprintf(text, sizeof(text), "no connection can be taken: %s; this is tried again until it goes", strerror(-error));
+        journal_note(d, LOG_WARNING, "note", text);
+        break;
     case LINK_NOTHING:
     case LINK_RECEIVED:
     case LINK_SENT: break;

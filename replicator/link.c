@@ -254,8 +254,13 @@ enum link_said link_on_event(struct link *link, const struct loop_event *event, 
     int res = event->res;
 
     if (event->op == LOOP_ACCEPT) {
+        bool was_deaf = link->deaf;
+        link->deaf = link->loop->conn[link->listen_slot].naps;
         loop_accept(link->loop, link->listen_slot);
-        return res >= 0 ? accepted(link, res) : LINK_NOTHING;
+        if (res >= 0)
+            return accepted(link, res);
+        *ret_error = res;
+        return link->deaf && !was_deaf ? LINK_DEAF : LINK_NOTHING;
     }
     if (event->op == LOOP_CONNECT) {
         link->connecting = false;

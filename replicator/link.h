@@ -35,6 +35,7 @@ struct link {
     unsigned slot, listen_slot;
     bool connecting, up, flushing; /* flushing: close when everything queued has left */
     bool recv_busy, send_busy;
+    bool deaf; /* the listening socket gives no connections: said once */
     int64_t flush_until_ns;
     char peer_text[LINK_ADDRESS_BYTES];   /* who is connected, for people */
     struct sockaddr_storage address;      /* while connecting */
@@ -60,6 +61,7 @@ enum link_said {
     LINK_RECEIVED,  /* call link_next() */
     LINK_SENT,      /* some records left */
     LINK_ENDED,     /* the connection is over; *ret_error says why (0: closed by the peer) */
+    LINK_DEAF,      /* no connection can be taken at present; *ret_error says why. The loop tries again */
 };
 
 /** @return 0 or -ENOMEM */

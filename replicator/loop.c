@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Each slot has at most a recv, a send and a cancel in flight: the ring can never be full. */
+/* Each slot has at most a recv, a send and a cancel in flight, or a nap, an accept and a cancel: the ring can never be full. */
 #define RING_ENTRIES (4 * LOOP_CONNS_MAX)
 
 static uint64_t tag(enum loop_op op, unsigned slot, uint32_t generation)
@@ -49,6 +49,7 @@ int loop_open(struct loop *loop, unsigned slot, int fd)
         return -EBUSY;
     c->fd = fd;
     c->open = true;
+    c->naps = false;
     c->generation++;
     c->inflight = 0;
     return 0;
@@ -121,10 +122,22 @@ void loop_sendmsg(struct loop *loop, unsigned slot, const struct msghdr *msg)
     begin(loop, sqe, LOOP_SEND, slot);
 }
 
+/*
+ * With a full table of descriptors an accept fails at once, even if nobody calls. The kernel naps for us: a time-out,
+ * and the accept linked behind it (hard, as a time-out's end is an error).
+ */
 void loop_accept(struct loop *loop, unsigned slot)
 {
-    struct io_uring_sqe *sqe = prepare(loop);
+    static const struct __kernel_timespec nap = { .tv_nsec = LOOP_NAP_NS };
+    struct io_uring_sqe *sqe;
 
+    if (loop->conn[slot].naps) {
+        sqe = prepare(loop);
+        io_uring_prep_timeout(sqe, (struct __kernel_timespec *)(uintptr_t)&nap, 0, 0);
+        io_uring_sqe_set_flags(sqe, IOSQE_IO_HARDLINK);
+        begin(loop, sqe, LOOP_NAP, slot);
+    }
+    sqe = prepare(loop);
     io_uring_prep_accept(sqe, loop->conn[slot].fd, NULL, NULL, SOCK_CLOEXEC);
     begin(loop, sqe, LOOP_ACCEPT, slot);
 }
@@ -152,6 +165,12 @@ bool loop_event_current(const struct loop *loop, const struct loop_event *event)
     return c->fd >= 0 && c->open && c->generation == event->generation;
 }
 
+/* One caller who left says nothing about the next; anything else would fail again at once. */
+static bool lasts(int res)
+{
+    return res < 0 && res != -EINTR && res != -EAGAIN && res != -ECONNABORTED;
+}
+
 /* @return whether the completion is one that the caller still waits for */
 static bool take(struct loop *loop, const struct io_uring_cqe *cqe, struct loop_event *ret)
 {
@@ -167,11 +186,13 @@ static bool take(struct loop *loop, const struct io_uring_cqe *cqe, struct loop_
     ret->slot = slot;
     ret->generation = c->generation;
     ret->res = cqe->res;
-    if (c->open && ret->op != LOOP_CANCEL)
+    if (ret->op == LOOP_ACCEPT)
+        c->naps = lasts(cqe->res);
+    if (c->open && ret->op != LOOP_CANCEL && ret->op != LOOP_NAP)
         return true;
     if (ret->op == LOOP_ACCEPT && cqe->res >= 0)
         close(cqe->res);
-    if (ret->op != LOOP_CANCEL)
+    if (ret->op != LOOP_CANCEL && ret->op != LOOP_NAP)
         loop->stale++;
     close_if_drained(c);
     return false;

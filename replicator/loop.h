@@ -19,13 +19,15 @@
 
 #define LOOP_CONNS_MAX 32
 #define LOOP_EVENTS_MAX 64
+#define LOOP_NAP_NS 100000000 /* between accepts that fail */
 
-enum loop_op { LOOP_RECV = 1, LOOP_SEND, LOOP_ACCEPT, LOOP_CONNECT, LOOP_READ, LOOP_CANCEL, LOOP_OP_NUM };
+enum loop_op { LOOP_RECV = 1, LOOP_SEND, LOOP_ACCEPT, LOOP_CONNECT, LOOP_READ, LOOP_CANCEL, LOOP_NAP, LOOP_OP_NUM };
 
-/* One descriptor. Read .fd and .open; write nothing. */
+/* One descriptor. Read .fd, .open and .naps; write nothing. */
 struct loop_conn {
     int fd; /* -1: slot free */
     bool open; /* false while it drains */
+    bool naps; /* the last accept failed for a reason that lasts: the next one begins after LOOP_NAP_NS */
     uint32_t generation;
     unsigned inflight;
 };

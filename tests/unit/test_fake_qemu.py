@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""test_fake_qemu - pairs of polluxd with a QEMU that fails when it is told to
+"""test_fake_qemu - pairs of polluxd with a QEMU that fails when it is told to, and what else real hosts do not do on demand
 
 Two real polluxd and a real witness (of $B, "build" unless set); each QEMU is a thread that speaks QMP and knows just
 enough of docs/QEMU-INTERFACE.md to be protected. Real QEMUs do not fail on demand; this one does. Every wait has a
@@ -9,6 +9,7 @@ deadline; every process started here ends here.
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -168,21 +169,24 @@ def free_ports(count):
 
 
 class Pair(unittest.TestCase):
+    """The pair and its witness, and no test yet."""
+    OPTIONS = ("--peer-timeout-ms", "3000")
+
     def setUp(self):
         self.dir = tempfile.mkdtemp(prefix="pollux-fake-")
         self.addCleanup(shutil.rmtree, self.dir)
         self.ports = dict(zip((*HOSTS, "witness"), free_ports(3)))
         self.witness = self.run_program("witness", "--listen", f"127.0.0.1:{self.ports['witness']}",
                                         "--state-dir", os.path.join(self.dir, "witness"))
-        self.qemu = {}
+        self.qemu, self.polluxd = {}, {}
         for host, run_state in zip(HOSTS, ("running", "prelaunch")):
             os.makedirs(self.path(host, "state"))
             self.qemu[host] = FakeQemu(self.path(host, "qmp"), run_state)
             self.addCleanup(self.qemu[host].close)
-            self.run_program("polluxd", "--vm", "x", "--qmp", self.path(host, "qmp"), "--control",
-                             self.path(host, "ctl"), "--state-dir", self.path(host, "state"), "--listen",
-                             f"127.0.0.1:{self.ports[host]}", "--arbiter", f"witness:127.0.0.1:{self.ports['witness']}",
-                             "--peer-timeout-ms", "3000")
+            self.polluxd[host] = self.run_program(
+                "polluxd", "--vm", "x", "--qmp", self.path(host, "qmp"), "--control", self.path(host, "ctl"),
+                "--state-dir", self.path(host, "state"), "--listen", f"127.0.0.1:{self.ports[host]}",
+                "--arbiter", f"witness:127.0.0.1:{self.ports['witness']}", *self.OPTIONS)
         for host, state in zip(HOSTS, ("none", "standby-wait")):
             self.wait(host, state, also=lambda status: status["arbiter"]["reachable"])
 
@@ -233,14 +237,33 @@ class Pair(unittest.TestCase):
                 if last["state"] == state and reason in last["reason"] and also(last):
                     return last
             threading.Event().wait(0.02)
-        with open(self.path("polluxd.log"), encoding="utf-8") as log:
-            self.fail(f"{host} is not {state} ({reason}): {last and (last['state'], last['reason'])}\n{log.read()}")
+        self.fail(f"{host} is not {state} ({reason}): {last and (last['state'], last['reason'])}\n{self.log()}")
         return None
+
+    def log(self):
+        """What both polluxd have said."""
+        with open(self.path("polluxd.log"), encoding="utf-8") as log:
+            return log.read()
+
+    def wait_log(self, text):
+        """Until one of the two has said it."""
+        end = time.monotonic() + DEADLINE
+        while text not in self.log():
+            self.assertLess(time.monotonic(), end, f"nobody said {text!r}:\n{self.log()}")
+            threading.Event().wait(0.02)
 
     def pair(self):
         answer = self.ask("a", cmd="pair", peer=f"127.0.0.1:{self.ports['b']}")
         self.assertTrue(answer["ok"], answer)
 
+    def call(self, host):
+        """A stranger's connection to the port where a polluxd waits for its peer."""
+        sock = socket.create_connection(("127.0.0.1", self.ports[host]), DEADLINE)
+        self.addCleanup(sock.close)
+        return sock
+
+
+class FailingQemu(Pair):
     def test_a_buffer_that_could_not_be_added_is_added_before_protection(self):
         self.qemu["a"].failing.add("object-add")
         self.pair()
@@ -279,6 +302,22 @@ class Pair(unittest.TestCase):
         self.wait("a", "none")     # the witness did not answer: that was the asker's answer
         other.setblocking(False)
         self.assertRaises(BlockingIOError, other.recv, 1)
+
+
+class Doors(Pair):
+    def test_a_full_table_of_descriptors_is_said_once_and_callers_are_served_when_it_is_over(self):
+        process = self.polluxd["b"]
+        _, most = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, most))
+        self.call("b").recv(1)  # the accept that was begun before
+        self.wait_log("no connection can be taken: Too many open files")
+        caller = self.call("b")
+        caller.settimeout(0.5)  # some naps long
+        self.assertRaises(TimeoutError, caller.recv, 1)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
+        caller.settimeout(DEADLINE)
+        self.assertTrue(caller.recv(1), "the caller was not served")
+        self.assertEqual(self.log().count("no connection can be taken"), 1)
 
 
 if __name__ == "__main__":

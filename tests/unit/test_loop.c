@@ -5,8 +5,12 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <errno.h>
+#include <netinet/in.h>
 #include <stdint.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -92,12 +96,96 @@ static void slot_drains_before_it_is_free(void **state)
     close(pair[1]);
 }
 
+static int64_t now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * SECOND + ts.tv_nsec;
+}
+
+/* A listening socket in slot 0, and somebody who has called. @return the caller's socket */
+static int listen_and_call(struct loop *loop)
+{
+    struct sockaddr_in sa = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t len = sizeof(sa);
+    int door = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), caller = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    assert_int_equal(bind(door, (struct sockaddr *)&sa, sizeof(sa)), 0);
+    assert_int_equal(listen(door, 4), 0);
+    assert_int_equal(getsockname(door, (struct sockaddr *)&sa, &len), 0);
+    assert_int_equal(connect(caller, (struct sockaddr *)&sa, sizeof(sa)), 0);
+    assert_int_equal(loop_open(loop, 0, door), 0);
+    return caller;
+}
+
+/* As the loop's callers do: whatever came, accept again. @return failures until the first success, or until end_ns */
+static unsigned failures_until(struct loop *loop, int64_t end_ns, int *ret_fd)
+{
+    struct loop_event ev[LOOP_EVENTS_MAX];
+    unsigned failures = 0;
+
+    for (int64_t left; *ret_fd < 0 && (left = end_ns - now_ns()) > 0;) {
+        int nr = loop_wait(loop, left, ev);
+        for (int i = 0; i < nr; i++) {
+            assert_int_equal(ev[i].op, LOOP_ACCEPT);
+            assert_true(ev[i].res >= 0 || ev[i].res == -EMFILE);
+            assert_int_equal(loop->conn[0].naps, ev[i].res < 0);
+            failures += ev[i].res < 0;
+            *ret_fd = ev[i].res;
+            loop_accept(loop, 0);
+        }
+    }
+    return failures;
+}
+
+/* polluxd took the whole of a processor for as long as its table of descriptors was full. */
+static void accept_without_descriptors_is_tried_again_after_a_nap(void **state)
+{
+    struct loop *loop = *state;
+    struct rlimit before, none;
+    int caller = listen_and_call(loop), fd = -1;
+    unsigned failures;
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = (struct rlimit){ .rlim_cur = 3, .rlim_max = before.rlim_max };
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    loop_accept(loop, 0);
+    failures = failures_until(loop, now_ns() + 3 * LOOP_NAP_NS, &fd);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_true(fd < 0);
+    assert_in_range(failures, 1, 4); /* one at once, one after each nap */
+    failures_until(loop, now_ns() + 20 * SECOND, &fd);
+    assert_true(fd >= 0);
+    close(fd);
+    close(caller);
+}
+
+static void slot_that_naps_drains(void **state)
+{
+    struct loop_event ev[LOOP_EVENTS_MAX];
+    struct loop *loop = *state;
+    int caller = listen_and_call(loop);
+    int64_t end_ns = now_ns() + 20 * SECOND;
+
+    loop->conn[0].naps = true;
+    loop_accept(loop, 0);
+    assert_int_equal(loop_wait(loop, 0, ev), 0);
+    loop_close(loop, 0);
+    while (!loop_slot_free(loop, 0) && now_ns() < end_ns)
+        assert_int_equal(loop_wait(loop, SECOND / 10, ev), 0);
+    assert_true(loop_slot_free(loop, 0));
+    close(caller);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(event_of_a_closed_connection_is_stale, setup, teardown),
         cmocka_unit_test_setup_teardown(event_of_the_connection_before_is_stale, setup, teardown),
         cmocka_unit_test_setup_teardown(slot_drains_before_it_is_free, setup, teardown),
+        cmocka_unit_test_setup_teardown(accept_without_descriptors_is_tried_again_after_a_nap, setup, teardown),
+        cmocka_unit_test_setup_teardown(slot_that_naps_drains, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
