@@ -405,13 +405,23 @@ static void step(struct daemon *d, const struct session_event *e)
         perform(d, &d->actions.list[i]);
 }
 
+/* Let the session take the events that wait. @return whether there were any */
+static bool deliver(struct daemon *d)
+{
+    struct session_event e;
+    bool any = false;
+
+    for (; mailbox_take(&d->box, &e); any = true)
+        step(d, &e);
+    return any;
+}
+
 /*
  * Take what came until nothing moves any more, or the turn gets long: what was queued for sending leaves
  * only when the loop waits, and a heartbeat must not wait for a whole receive buffer to be decoded.
  */
 static void settle(struct daemon *d)
 {
-    struct session_event e;
     struct wire_record rec;
     int64_t begun_ns = monotonic_ns();
     bool more = true;
@@ -423,14 +433,10 @@ static void settle(struct daemon *d)
         int rc, error;
         char why[STATEFILE_WHY_BYTES];
 
-        more = false;
         d->now_ns = monotonic_ns();
         if (session_deadline(&d->session) <= d->now_ns) /* also in the middle of a long stream of records */
             mailbox_say(&d->box, SE_TICK, NULL);
-        while (mailbox_take(&d->box, &e)) {
-            step(d, &e);
-            more = true;
-        }
+        more = deliver(d);
         rc = sender_pump(&d->sender, &freed);
         for (unsigned i = 0; i < SESSION_SLOTS_MAX; i++) {
             if (freed & (1u << i))
@@ -520,6 +526,9 @@ static void on_signal(struct daemon *d)
 
 static void on_completion(struct daemon *d, const struct loop_event *ev)
 {
+    /* What the session has not heard yet is about the connection before: a hang-up that follows must not hit a new one. */
+    if (ev->slot == SLOT_LISTEN)
+        deliver(d);
     switch (ev->slot) {
     case SLOT_SIGNAL: on_signal(d); break;
     case SLOT_WAKE: on_wake(d); break;

@@ -157,6 +157,65 @@ class FakeQemu:
             os.close(fd)
 
 
+class Relay:
+    """Stands between a polluxd that calls and the port where the other one waits; both ways, one call at a time."""
+
+    def __init__(self, port, bits_per_s=None):
+        self.target = port
+        self.pace = bits_per_s / 8 if bits_per_s else None  # bytes a second, each way
+        self.socks, self.closing, self.lock = [], threading.Event(), threading.Lock()
+        self.listener = self.keep(socket.socket())
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(2)
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def keep(self, sock):
+        """So that close() ends whoever waits on it; with small buffers, as what fills them is not on its way yet."""
+        with self.lock:
+            self.socks.append(sock)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, 65536)
+        return sock
+
+    def serve(self):
+        while not self.closing.is_set():
+            try:
+                near = self.keep(self.listener.accept()[0])
+                far = self.keep(socket.create_connection(("127.0.0.1", self.target), DEADLINE))
+            except OSError:
+                continue
+            ways = [threading.Thread(target=self.forward, args=way, daemon=True) for way in ((near, far), (far, near))]
+            for way in ways:
+                way.start()
+            for way in ways:
+                way.join()
+
+    def forward(self, source, sink):
+        """Until one of the two ends, which ends both."""
+        due = time.monotonic()
+        with contextlib.suppress(OSError):
+            while data := source.recv(4096):
+                if self.pace:
+                    due = max(due, time.monotonic() - 0.01) + len(data) / self.pace
+                    self.closing.wait(max(0.0, due - time.monotonic()))
+                sink.sendall(data)
+        for sock in (source, sink):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.closing.set()
+        with self.lock:
+            for sock in self.socks:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        self.thread.join(DEADLINE)
+        for sock in self.socks:
+            sock.close()
+
+
 def free_ports(count):
     """Ports that nobody has; all are taken at once, so that they differ."""
     socks = [socket.socket() for _ in range(count)]
@@ -252,8 +311,8 @@ class Pair(unittest.TestCase):
             self.assertLess(time.monotonic(), end, f"nobody said {text!r}:\n{self.log()}")
             threading.Event().wait(0.02)
 
-    def pair(self):
-        answer = self.ask("a", cmd="pair", peer=f"127.0.0.1:{self.ports['b']}")
+    def pair(self, port=None):
+        answer = self.ask("a", cmd="pair", peer=f"127.0.0.1:{port or self.ports['b']}")
         self.assertTrue(answer["ok"], answer)
 
     def call(self, host):
@@ -318,6 +377,23 @@ class Doors(Pair):
         caller.settimeout(DEADLINE)
         self.assertTrue(caller.recv(1), "the caller was not served")
         self.assertEqual(self.log().count("no connection can be taken"), 1)
+
+    def test_a_hang_up_meant_for_the_connection_before_does_not_reach_the_one_after(self):
+        relay = Relay(self.ports["b"])
+        self.addCleanup(relay.close)
+        self.pair(relay.port)
+        self.wait("b", "standby-ready")
+        self.polluxd["b"].send_signal(signal.SIGSTOP)
+        # All of it comes in one turn, in this order: a cause to hang up, the end of the connection, a new caller.
+        self.qemu["b"].client.shutdown(socket.SHUT_RDWR)
+        relay.close()
+        caller = self.call("b")
+        self.polluxd["b"].send_signal(signal.SIGCONT)
+        said = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := caller.recv(4096):
+                said += part
+        self.assertIn(b"takes no peer now", said, self.log())
 
 
 if __name__ == "__main__":
