@@ -41,6 +41,7 @@ class FakeQemu:
         self.left = PAGES
         self.output = None
         self.failing, self.deaf = set(), set()
+        self.noise = 0  # pages of noise, which no compression makes smaller, in each epoch
         self.said = []
         self.fds, self.named = [], {}
         self.slots = None
@@ -132,9 +133,10 @@ class FakeQemu:
         at = 4096 + arguments["slot"] * (index_bytes + 4096 * pages + state_max)
         if self.role != "active" or arguments["epoch"] != self.epoch:
             raise ValueError("wrong epoch")
-        count = min(self.left, pages) if arguments["precopy"] else 1
+        count = min(self.left, pages) if arguments["precopy"] else max(1, self.noise)
         arena = self.named["pollux-arena"]
         os.pwrite(arena, b"".join(struct.pack("<Q", PAGES - 1 - i) for i in range(count)), at)
+        os.pwrite(arena, os.urandom(4096 * min(self.noise, count)), at + index_bytes)
         if arguments["precopy"]:
             self.left -= count
             return {"pages": count, "remaining": self.left, "complete": self.left == 0, "state-bytes": 0, "pause-ns": 0}
@@ -394,6 +396,23 @@ class Doors(Pair):
             while part := caller.recv(4096):
                 said += part
         self.assertIn(b"takes no peer now", said, self.log())
+
+
+class SlowLink(Pair):
+    """8 Mbit/s: a record of 64 pages takes 260 ms, the peer time-out is 150 ms."""
+    OPTIONS = ()
+
+    def protect(self, noise):
+        relay = Relay(self.ports["b"], 8e6)
+        self.addCleanup(relay.close)
+        self.qemu["a"].noise = noise
+        self.pair(relay.port)
+        return self.wait("a", "protected")
+
+    def test_a_record_that_takes_longer_than_the_peer_time_out_is_no_silence(self):
+        self.protect(64)
+        self.wait("a", "protected", also=lambda status: status["acked"] >= 12)
+        self.assertEqual(self.log().count("-> protected"), 1, self.log())
 
 
 if __name__ == "__main__":
