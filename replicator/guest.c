@@ -15,7 +15,8 @@
 
 #define MS INT64_C(1000000)
 #define GREETING_DEADLINE (2000 * MS)
-#define COMMAND_DEADLINE (10000 * MS) /* a capture may have to drain a slow disk */
+#define COMMAND_DEADLINE (10000 * MS)
+#define CAPTURE_DEADLINE (4000 * MS) /* QEMU itself gives up a disk that does not come to rest after 2 s */
 #define RETRY (500 * MS)
 
 int guest_init(struct guest *g, struct loop *loop, unsigned slot, struct mailbox *box,
@@ -62,9 +63,9 @@ static void receive(struct guest *g)
 static void detach(struct guest *g, const char *why);
 
 /* Answer what waits for an answer, as failed. */
-static void fail(struct guest *g, const struct guest_pending *p, const char *why)
+static void fail(struct guest *g, const struct guest_pending *p, const char *why, int error)
 {
-    struct session_event e = { .error = -EIO, .serial = p->serial, .text = why };
+    struct session_event e = { .error = error, .serial = p->serial, .text = why };
 
     switch (p->kind) {
     case GUEST_DONE:
@@ -74,7 +75,8 @@ static void fail(struct guest *g, const struct guest_pending *p, const char *why
         mailbox_put(g->box, &e);
         break;
     case GUEST_CAPTURE:
-        mailbox_say(g->box, SE_CAPTURE_FAILED, why);
+        e.type = SE_CAPTURE_FAILED;
+        mailbox_put(g->box, &e);
         break;
     case GUEST_APPLY:
         /* RAM here is in no known state, so this guest must not run: begin with this QEMU anew, to be filled anew. */
@@ -102,20 +104,21 @@ static struct guest_pending *find(struct guest *g, uint64_t id)
 static void ask(struct guest *g, const char *name, struct json_object *args, int fd, struct guest_pending want)
 {
     struct guest_pending *p = NULL;
+    int64_t deadline = want.kind == GUEST_CAPTURE ? CAPTURE_DEADLINE : COMMAND_DEADLINE;
     int rc = -ENOTCONN;
 
     for (unsigned i = 0; i < GUEST_COMMANDS_MAX && !p; i++)
         p = g->pending[i].kind == GUEST_FREE ? &g->pending[i] : NULL;
     if (p && g->state >= GUEST_ASKING) {
         want.begun_ns = g->now_ns;
-        rc = qmp_command(g->qmp, name, args, fd, g->now_ns + COMMAND_DEADLINE, &want.id);
+        rc = qmp_command(g->qmp, name, args, fd, g->now_ns + deadline, &want.id);
         args = NULL;
     }
     json_object_put(args);
     if (rc < 0) {
         char why[96];
         snprintf(why, sizeof(why), "QEMU cannot be asked for %s: %s", name, strerror(-rc));
-        fail(g, &want, why);
+        fail(g, &want, why, -EIO);
         return;
     }
     *p = want;
@@ -339,7 +342,7 @@ static void on_error(struct guest *g, const struct qmp_message *m)
     } else if (was.kind == GUEST_QUIET || was.kind == GUEST_RELEASE) {
         g->observer.warn(g->observer.opaque, why);
     } else {
-        fail(g, &was, g->step_why[0] ? g->step_why : why);
+        fail(g, &was, g->step_why[0] ? g->step_why : why, m->error == -ETIMEDOUT ? -ETIMEDOUT : -EIO);
         g->step_why[0] = '\0';
     }
 }

@@ -21,6 +21,8 @@ void session_config_default(struct session_config *c)
         .hello_timeout_ns = 5000000000,
         .reconnect_ns = 500000000,
         .arbiter_retry_ns = 200000000,
+        .yield_ns = 2000000000,
+        .operator_ns = 10000000000,
         .hold_freeze_ns = 5000000000,
         .epoch_max_ns = 100000000,
         .pause_permille = 100,
@@ -38,7 +40,7 @@ void session_init(struct session *s, const struct session_config *config)
     s->config = *config;
     ASSERT(config->nr_slots >= 2 && config->nr_slots <= SESSION_SLOTS_MAX);
     ASSERT(config->pause_permille >= 1 && config->pause_permille <= 1000);
-    s->connect_at_ns = s->ask_at_ns = s->end_at_ns = s->output_at_ns = NEVER;
+    s->connect_at_ns = s->ask_at_ns = s->end_at_ns = s->output_at_ns = s->operator_at_ns = NEVER;
     s->output = OUTPUT_PASS;
 }
 
@@ -87,6 +89,13 @@ void session_disconnect(struct session *s)
     s->link_up = s->peer_hello = s->peer_layout = s->rx_paused = false;
 }
 
+void session_connect_after(struct session *s, int64_t delay_ns)
+{
+    bool wanted = s->paired && !s->ending && !s->unpairing;
+
+    s->connect_at_ns = wanted ? s->now_ns + delay_ns : NEVER;
+}
+
 static void refuse(struct session *s, int code, const char *text)
 {
     struct session_action *a = session_act(s, SA_SEND_REFUSE);
@@ -105,18 +114,18 @@ void session_lose_peer(struct session *s, const char *reason)
     switch (s->state) {
     case ST_ALONE:
         snprintf(s->reason, sizeof(s->reason), "%s", reason);
-        s->connect_at_ns = s->paired ? s->now_ns + s->config.reconnect_ns : NEVER;
+        session_connect_after(s, s->config.reconnect_ns);
         break;
     case ST_SYNCING:
         session_stop_checkpoint(s);
         session_move(s, ST_ALONE, reason);
-        s->connect_at_ns = s->paired ? s->now_ns + s->config.reconnect_ns : NEVER;
+        session_connect_after(s, s->config.reconnect_ns);
         break;
     case ST_ENTERING:
     case ST_PROTECTED:
         session_claim(s, reason);
         if (s->state == ST_ALONE)
-            s->connect_at_ns = s->paired ? s->now_ns + s->config.reconnect_ns : NEVER;
+            session_connect_after(s, s->config.reconnect_ns);
         break;
     case ST_STANDBY_SYNCING:
         session_standby_leave(s, reason);
@@ -168,7 +177,13 @@ static void adopt_guest(struct session *s, bool booted_anew)
     case ROLE_ACTIVE_ALONE:
         session_move(s, ST_ALONE, "no standby since before polluxd started");
         session_pass_and_run(s);
-        s->connect_at_ns = s->paired ? s->now_ns : NEVER;
+        session_connect_after(s, 0);
+        break;
+    case ROLE_ACTIVE_FORCED:
+        session_move(s, ST_ALONE, "forced by the operator before polluxd started");
+        session_pass_and_run(s);
+        s->forced = true;
+        s->ask_at_ns = s->now_ns;
         break;
     case ROLE_ACTIVE_PROTECTING:
     case ROLE_STANDBY:
@@ -216,7 +231,7 @@ static void on_guest_over(struct session *s, const struct session_event *e)
         a->code = 1;
     }
     s->started = s->pipe.capturing = s->frozen = false;
-    s->first_claim = s->unpairing = false;
+    s->first_claim = s->unpairing = s->forced = s->adopt = false;
     /* Nothing that this QEMU was asked will be answered. */
     s->wait_output = s->wait_start = s->wait_stop = s->wait_load = s->wait_run = 0;
     s->connect_at_ns = s->ask_at_ns = s->output_at_ns = NEVER;
@@ -236,7 +251,7 @@ static void on_guest_over(struct session *s, const struct session_event *e)
 static void on_link_up(struct session *s, const struct session_event *e)
 {
     /* An active takes calls too: so a stale active that calls learns of the newer generation. */
-    bool wanted = s->state == ST_ALONE || (e->flag && s->state == ST_STANDBY_WAIT);
+    bool wanted = s->state == ST_ALONE || (e->flag && (s->state == ST_STANDBY_WAIT || s->state == ST_STANDBY_ASKING));
     struct session_action *a;
 
     s->link_up = true;
@@ -267,9 +282,14 @@ static void on_peer_hello(struct session *s, const struct session_event *e)
 {
     if (!s->link_up || s->peer_hello)
         return;
-    if (s->state == ST_ALONE) {
+    if (e->generation > GENERATION_MAX) {
+        refuse(s, 8, "a generation that no pair can have reached");
+        session_lose_peer(s, "the peer is in a generation that no pair can have reached");
+    } else if (s->state == ST_ALONE) {
         if (e->generation > s->generation) {
             suspect_outdated(s);
+        } else if (s->forced) {
+            refuse(s, 3, "this side was promoted by force, and the arbiter does not know of it yet");
         } else if (e->flag) {
             refuse(s, 3, "both sides are active");
             session_lose_peer(s, "the peer is active too");
@@ -283,7 +303,14 @@ static void on_peer_hello(struct session *s, const struct session_event *e)
             refuse(s, 5, "this standby knows a newer generation than the active: the active is outdated");
         } else {
             s->peer_hello = true;
-            s->rx_acked = e->generation; /* kept until the layout was compared */
+            s->hello_generation = e->generation;
+        }
+    } else if (s->state == ST_STANDBY_ASKING) {
+        if (e->flag && e->generation > s->generation) {
+            s->peer_hello = true;
+            s->hello_generation = e->generation;
+        } else {
+            refuse(s, 3, "this standby asks the arbiter whether it may run, and takes no older active meanwhile");
         }
     }
 }
@@ -303,8 +330,12 @@ static void on_peer_layout(struct session *s, const struct session_event *e)
         session_pipe_reset(s);
         s->started = true;
         session_act_done(s, SA_CHECKPOINT_START, &s->wait_start)->flag = true;
-    } else if (s->state == ST_STANDBY_WAIT) {
-        session_standby_begin(s, s->rx_acked);
+    } else {
+        /* An active in a newer generation than we asked for: whatever the arbiter will say, it is not yes. */
+        if (s->state == ST_STANDBY_ASKING)
+            session_standby_leave(s, "the active goes on in a newer generation");
+        if (s->state == ST_STANDBY_WAIT)
+            session_standby_begin(s, s->hello_generation);
     }
 }
 
@@ -319,8 +350,8 @@ static void on_peer_refused(struct session *s, const struct session_event *e)
         return;
     }
     session_lose_peer(s, text);
-    if (s->state == ST_ALONE && s->paired)
-        s->connect_at_ns = s->now_ns + 4 * s->config.reconnect_ns; /* an operator must act */
+    if (s->state == ST_ALONE)
+        session_connect_after(s, 4 * s->config.reconnect_ns); /* an operator must act */
 }
 
 static void on_peer_ended(struct session *s)
@@ -336,8 +367,8 @@ static void start_failed(struct session *s, const char *what)
 {
     refuse(s, 7, what);
     session_lose_peer(s, what);
-    if (s->state == ST_ALONE && s->paired)
-        s->connect_at_ns = s->now_ns + 10 * s->config.reconnect_ns;
+    if (s->state == ST_ALONE)
+        session_connect_after(s, 10 * s->config.reconnect_ns);
 }
 
 static void on_save_done(struct session *s, int error)
@@ -360,7 +391,7 @@ static void on_save_done(struct session *s, int error)
     } else {
         session_standby_ack(s);
     }
-    if (s->state == ST_CLAIMING)
+    if (s->state == ST_CLAIMING ? s->ask_at_ns == NEVER : session_forced(s))
         session_ask(s); /* it waited for the nonce to be on disk */
 }
 
@@ -387,7 +418,8 @@ static void on_done(struct session *s, const struct session_event *e)
         else
             session_standby_ack(s);
     } else if (take(&s->wait_stop, e)) {
-        return;
+        if (e->error && s->state == ST_OUTDATED && s->guest != GUEST_NONE)
+            s->output_at_ns = s->now_ns + OUTPUT_RETRY_NS;
     } else if (take(&s->wait_load, e)) {
         session_on_load_done(s, e->error);
     } else if (take(&s->wait_run, e)) {
@@ -412,9 +444,19 @@ static void on_guest_stopped(struct session *s)
 
 static void on_guest_resumed(struct session *s)
 {
+    bool not_by_us = s->state == ST_STANDBY_WAIT || s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY;
+
     /* Until QEMU has answered our stop, a resume is older than it. */
     if (!s->wait_stop)
         s->frozen = false;
+    if (!not_by_us)
+        return;
+    /* libvirt starts QEMU with -S and resumes it: it booted, and was a standby only in our eyes. */
+    session_disconnect(s);
+    if (s->state != ST_STANDBY_WAIT)
+        session_standby_leave(s, "the standby's guest was resumed by somebody else");
+    s->guest = GUEST_RUNNING;
+    adopt_guest(s, true);
 }
 
 static void on_rx_paused(struct session *s, const struct session_event *e)
@@ -455,8 +497,7 @@ static void dispatch(struct session *s, const struct session_event *e)
     case SE_OUTPUT_WAITS: session_on_output_waits(s); break;
     case SE_CAPTURED: session_on_captured(s, e); break;
     case SE_CAPTURE_FAILED:
-        s->pipe.capturing = false;
-        session_on_capture_failed(s, e->text ? e->text : "a capture failed");
+        session_on_capture_failed(s, e);
         break;
     case SE_SLOT_FREE: session_on_slot_free(s, e); break;
     case SE_ACK: session_on_ack(s, e); break;
@@ -525,21 +566,25 @@ static void timers(struct session *s)
     }
     if (s->connect_at_ns <= s->now_ns) {
         s->connect_at_ns = NEVER;
-        if (s->state == ST_ALONE && s->paired && !s->link_up)
+        if (s->state == ST_ALONE && s->paired && !s->forced && !s->link_up)
             session_act(s, SA_CONNECT);
     }
     if (s->ask_at_ns <= s->now_ns) {
         s->ask_at_ns = NEVER;
-        if (s->state == ST_CLAIMING || s->state == ST_STANDBY_ASKING)
+        if (s->state == ST_CLAIMING || s->state == ST_STANDBY_ASKING || session_forced(s))
             session_ask(s);
     }
     if (s->output_at_ns <= s->now_ns) { /* what is wanted of the guest's output still stands */
         s->output_at_ns = NEVER;
+        if (s->state == ST_OUTDATED)
+            session_act_done(s, SA_STOP_GUEST, &s->wait_stop);
         if (session_alone(s))
             session_pass_and_run(s);
         else if (s->guest != GUEST_NONE)
             session_output(s, s->output);
     }
+    if (s->operator_at_ns <= s->now_ns)
+        session_reply(s, 1, "this takes long and goes on; pollux status tells how far it is, polluxd's log what it waits for");
     if (s->end_at_ns <= s->now_ns) {
         s->end_at_ns = NEVER;
         session_act(s, SA_EXIT);
@@ -568,8 +613,8 @@ void session_step(struct session *s, const struct session_event *event, int64_t 
 
 int64_t session_deadline(const struct session *s)
 {
-    int64_t at[] = { silence_at(s),    unacked_at(s), freeze_at(s),  heartbeat_at(s),     s->connect_at_ns,
-                     s->output_at_ns, s->ask_at_ns,     s->end_at_ns,  session_pipe_due(s) };
+    int64_t at[] = { silence_at(s),   unacked_at(s), freeze_at(s),  heartbeat_at(s),   s->connect_at_ns,
+                     s->output_at_ns, s->ask_at_ns,  s->end_at_ns,  s->operator_at_ns, session_pipe_due(s) };
     int64_t first = NEVER;
 
     for (size_t i = 0; i < sizeof(at) / sizeof(at[0]); i++)

@@ -50,7 +50,15 @@ enum session_state {
 };
 
 enum session_output { OUTPUT_HOLD, OUTPUT_PASS, OUTPUT_DROP };
-enum session_role { ROLE_NONE, ROLE_ACTIVE_ALONE, ROLE_ACTIVE_PROTECTING, ROLE_STANDBY, ROLE_OUTDATED, ROLE_NUM };
+enum session_role {
+    ROLE_NONE,
+    ROLE_ACTIVE_ALONE,
+    ROLE_ACTIVE_PROTECTING,
+    ROLE_STANDBY,
+    ROLE_OUTDATED,
+    ROLE_ACTIVE_FORCED, /* alone by promote --force; the register does not know of it yet */
+    ROLE_NUM
+};
 /* FRESH: started with -S and never run, so it can be a standby. RUNNING: has run, even if it is stopped now. */
 enum session_guest { GUEST_NONE, GUEST_RUNNING, GUEST_FRESH };
 
@@ -69,6 +77,8 @@ struct session_config {
     int64_t hello_timeout_ns;   /* from connect to a complete introduction */
     int64_t reconnect_ns;
     int64_t arbiter_retry_ns;   /* between asks that got no answer */
+    int64_t yield_ns;           /* head start of the standby when our QEMU hangs */
+    int64_t operator_ns;        /* an operator's command is answered within this */
     int64_t hold_freeze_ns;     /* output held this long without a way to release it: freeze */
     int64_t epoch_max_ns;       /* an idle epoch ends after this */
     unsigned pause_permille;    /* share of guest time that captures may cost */
@@ -104,7 +114,8 @@ enum session_event_type {
     SE_PEER_ERROR,     /* .text, .code of the REFUSE (0: protocol error): the peer cannot be accepted */
     SE_OUTPUT_WAITS,   /* first packet of the current epoch was held */
     SE_CAPTURED,       /* .capture */
-    SE_CAPTURE_FAILED, /* .text: the QEMU side says the session failed; the guest runs */
+    SE_CAPTURE_FAILED, /* .text: the QEMU side says the session failed; the guest runs. .error -ETIMEDOUT: QEMU did
+                          not answer at all, so it may hang */
     SE_SLOT_FREE,      /* .slot: encoded, may be captured into again */
     SE_ACK,            /* .epoch */
     SE_RX_BEGIN,       /* .epoch, .flag full */
@@ -231,13 +242,13 @@ struct session {
     bool rx_paused;
     bool frozen;            /* we or the output limit stopped the guest */
     bool maybe_stopped;     /* the polluxd before us may have, or may have died before it resumed it */
-    bool adopt;
+    bool adopt;             /* the operator's word: continue a register that others hold */
     bool op_pending;        /* an operator command waits for its SA_OP_REPLY */
     bool ending, unpairing; /* what to do once alone */
     bool asking;            /* an SA_ASK is out */
     uint64_t asked_expect;  /* of that ask: the answer belongs to it and to nothing later */
     uint8_t asked_nonce[16];
-    bool forced;            /* generation was taken by promote --force */
+    bool forced;            /* generation was taken by promote --force; the register does not know of it yet */
     bool started;           /* checkpoint-start was asked for and not stopped */
     bool first_claim;       /* CLAIMING for the first generation: a refusal is an error, not a loss */
     enum session_output output; /* last wanted */
@@ -246,12 +257,13 @@ struct session {
     uint64_t wait_save, wait_output, wait_start, wait_stop, wait_load, wait_run; /* serials; 0: none */
     uint64_t rx_complete, rx_acked, rx_applied; /* standby */
     uint64_t rx_asked;      /* last epoch acked when the arbiter was asked: none is acked after it */
+    uint64_t hello_generation; /* the active's, until its layout was compared */
     struct session_pipe pipe;
     int64_t now_ns;
     int64_t last_rx_ns, last_tx_ns, link_up_ns;
     int64_t output_at_ns; /* SA_OUTPUT or SA_RUN failed: again then */
     bool connect_slowly;  /* protecting failed for a reason that may well last */
-    int64_t connect_at_ns, ask_at_ns, claiming_since_ns, end_at_ns; /* INT64_MAX: not wanted */
+    int64_t connect_at_ns, ask_at_ns, claiming_since_ns, end_at_ns, operator_at_ns; /* INT64_MAX: not wanted */
     int64_t due_ns;         /* session_deadline() after the step before; 0 before the first */
     struct session_actions *out; /* during a step */
 };

@@ -5,6 +5,7 @@
  * Owns: the generation, the nonce and what is saved of them. A time-out leads here and decides when
  * to ask; only the answer decides who runs.
  */
+#include <errno.h>
 #include <string.h>
 
 #include "session_private.h"
@@ -56,25 +57,44 @@ void session_reply(struct session *s, int code, const char *text)
     if (!s->op_pending)
         return;
     s->op_pending = false;
+    s->operator_at_ns = NEVER;
     a = session_act(s, SA_OP_REPLY);
     a->code = code;
     snprintf(a->text, sizeof(a->text), "%s", text);
 }
 
+static void operator_waits(struct session *s)
+{
+    s->op_pending = true;
+    s->operator_at_ns = s->now_ns + s->config.operator_ns;
+}
+
+bool session_forced(const struct session *s)
+{
+    return s->forced && session_alone(s);
+}
+
+/* The generation that the register should have: a forced side asks for the one that it took already. */
+static uint64_t expected(const struct session *s)
+{
+    return s->generation - session_forced(s);
+}
+
 void session_ask(struct session *s)
 {
+    bool saved_first = s->state == ST_CLAIMING || session_forced(s);
     struct session_action *a;
 
     /* A grant whose nonce is not on disk could not be asked for again by the polluxd after us. */
-    if (s->asking || (s->wait_save && s->state == ST_CLAIMING))
+    if (s->asking || (s->wait_save && saved_first))
         return;
     s->asking = true;
     s->ask_at_ns = NEVER;
-    s->asked_expect = s->generation;
+    s->asked_expect = expected(s);
     memcpy(s->asked_nonce, s->persist.nonce, sizeof(s->asked_nonce));
     a = session_act(s, SA_ASK);
-    a->expect = s->generation;
-    a->next = s->generation + 1;
+    a->expect = s->asked_expect;
+    a->next = s->asked_expect + 1;
     memcpy(a->nonce, s->persist.nonce, sizeof(a->nonce));
 }
 
@@ -86,8 +106,8 @@ static void alone_again(struct session *s, const char *reason)
     session_save(s, ROLE_ACTIVE_ALONE);
 }
 
-/* We run the guest but may no longer (or not yet) call ourselves alone: ask. */
-void session_claim(struct session *s, const char *reason)
+/* We run the guest but may no longer (or not yet) call ourselves alone: ask, after the standby's head start. */
+static void claim_after(struct session *s, const char *reason, int64_t delay_ns)
 {
     session_stop_checkpoint(s);
     if (s->state == ST_ENTERING && !s->pipe.sent) {
@@ -96,15 +116,27 @@ void session_claim(struct session *s, const char *reason)
     }
     session_move(s, ST_CLAIMING, reason);
     s->claiming_since_ns = s->now_ns;
-    s->connect_at_ns = NEVER;
+    s->connect_at_ns = s->ask_at_ns = NEVER;
     if (MUTANT(PASS_WITHOUT_GRANT))
         session_output(s, OUTPUT_PASS);
-    session_ask(s);
+    if (delay_ns)
+        s->ask_at_ns = s->now_ns + delay_ns;
+    else
+        session_ask(s);
+}
+
+void session_claim(struct session *s, const char *reason)
+{
+    claim_after(s, reason, 0);
 }
 
 /* The peer says that the right to run alone was won by somebody later than us: only the arbiter can tell. */
 void session_doubt(struct session *s)
 {
+    if (s->forced) { /* the operator has decided already: only the register has still to be told */
+        s->ask_at_ns = s->now_ns;
+        return;
+    }
     session_output(s, OUTPUT_HOLD);
     session_save(s, ROLE_ACTIVE_PROTECTING); /* a polluxd after us must doubt it as well */
     session_claim(s, "the peer knows a newer generation");
@@ -121,6 +153,9 @@ void session_finish_alone(struct session *s)
     } else if (s->unpairing) {
         s->unpairing = false;
         s->paired = false;
+        s->generation -= s->forced; /* the register was never told of it */
+        s->forced = false;
+        s->ask_at_ns = NEVER;
         session_move(s, ST_NONE, "unpaired by the operator");
         session_save(s, ROLE_NONE);
         session_reply(s, 0, "unpaired; the guest runs unprotected");
@@ -132,13 +167,12 @@ static void granted_alone(struct session *s, const char *reason)
     s->first_claim = false;
     session_move(s, ST_ALONE, reason);
     session_pass_and_run(s);
-    session_save(s, ROLE_ACTIVE_ALONE);
-    s->connect_at_ns = s->paired && !s->ending && !s->unpairing
-                           ? s->now_ns + (s->connect_slowly ? 4 * s->config.reconnect_ns : 0)
-                           : NEVER;
-    s->connect_slowly = false;
+    session_save(s, s->forced ? ROLE_ACTIVE_FORCED : ROLE_ACTIVE_ALONE);
+    session_connect_after(s, s->connect_slowly ? 4 * s->config.reconnect_ns : 0);
+    s->connect_slowly = s->adopt = false;
     if (!s->unpairing)
-        session_reply(s, 0, "the arbiter granted this side; syncing goes on in the background");
+        session_reply(s, 0, s->forced ? "forced: this side runs the guest without a grant"
+                                      : "the arbiter granted this side; syncing goes on in the background");
 }
 
 static void refused(struct session *s, const struct session_event *e)
@@ -160,7 +194,7 @@ static void refused(struct session *s, const struct session_event *e)
                       "keep, say pair --adopt");
         return;
     }
-    s->unpairing = false;
+    s->unpairing = s->adopt = false;
     if (MUTANT(REFUSED_GOES_ON)) {
         session_move(s, ST_ALONE, text);
         session_output(s, OUTPUT_PASS);
@@ -184,19 +218,21 @@ static void unreachable(struct session *s)
         s->ask_at_ns = NEVER;
         session_move(s, ST_NONE, "the arbiter did not answer");
         session_reply(s, 69, "the arbiter does not answer; see that the witness runs and can be reached");
-    } else if (s->state == ST_CLAIMING) {
-        session_reply(s, 106, "the arbiter does not answer; output stays held until it does");
+    } else {
+        session_reply(s, 106,
+                      "the arbiter does not answer; it is asked until it does. promote --force now runs this copy "
+                      "without its grant");
     }
 }
 
 /*
  * The register is ours to continue if we hold it: the guest runs here, so it has run here since that grant, and
  * the grant is the last. (The file that would have known of it was not written.) A first claim may also continue
- * a register of others, if the operator says so.
+ * a register of others, and an outdated guest that of its successor, if the operator says so.
  */
 static bool continue_claim(struct session *s, const struct session_event *e)
 {
-    if (s->state != ST_CLAIMING || e->generation <= s->generation || !(e->flag || (s->first_claim && s->adopt)))
+    if (s->state != ST_CLAIMING || e->generation <= s->generation || !(e->flag || s->adopt))
         return false;
     s->adopt = false;
     s->generation = e->generation;
@@ -204,19 +240,47 @@ static bool continue_claim(struct session *s, const struct session_event *e)
     return true;
 }
 
+/*
+ * The register is told of a generation that an operator took by force. Whoever was granted meanwhile is overruled: the
+ * operator has said which copy to keep, and that side learns of it and stops when it asks or meets us.
+ */
+static void on_forced_answer(struct session *s, const struct session_event *e, bool yes)
+{
+    char text[SESSION_TEXT_BYTES];
+
+    if (yes || (e->code == GRANT_NO && e->flag && e->generation == s->generation)) {
+        s->forced = false;
+        session_save(s, ROLE_ACTIVE_ALONE);
+        session_connect_after(s, 0);
+        snprintf(text, sizeof(text), "the arbiter knows now that the operator forced generation %llu",
+                 (unsigned long long)s->generation);
+    } else if (e->code == GRANT_NO) {
+        snprintf(text, sizeof(text), "the arbiter is at generation %llu of %s: overruled by promote --force",
+                 (unsigned long long)e->generation, e->flag ? "this side" : "the other side");
+        s->generation = e->generation + 1;
+        session_save(s, ROLE_ACTIVE_FORCED); /* asked when the new nonce is on disk */
+    } else {
+        s->ask_at_ns = s->now_ns + s->config.arbiter_retry_ns;
+        return;
+    }
+    snprintf(session_act(s, SA_NOTE)->text, SESSION_TEXT_BYTES, "%s", text);
+}
+
 void session_on_arbiter(struct session *s, const struct session_event *e)
 {
-    bool wanted = s->state == ST_CLAIMING || s->state == ST_STANDBY_ASKING;
+    bool wanted = s->state == ST_CLAIMING || s->state == ST_STANDBY_ASKING || session_forced(s);
     bool yes = e->code == GRANT_YES || (MUTANT(UNREACHABLE_IS_YES) && e->code == GRANT_UNREACHABLE);
 
     s->asking = false;
     if (!wanted)
         return;
-    if (s->asked_expect != s->generation || memcmp(s->asked_nonce, s->persist.nonce, sizeof(s->asked_nonce)) != 0) {
+    if (s->asked_expect != expected(s) || memcmp(s->asked_nonce, s->persist.nonce, sizeof(s->asked_nonce)) != 0) {
         session_ask(s); /* that answer was to a question of before */
         return;
     }
-    if (yes) {
+    if (session_forced(s)) {
+        on_forced_answer(s, e, yes);
+    } else if (yes) {
         s->generation++;
         s->ask_at_ns = NEVER;
         if (s->state == ST_CLAIMING)
@@ -234,8 +298,10 @@ void session_on_arbiter(struct session *s, const struct session_event *e)
 
 void session_on_pair(struct session *s, const struct session_event *e)
 {
-    s->op_pending = true;
-    if (s->state == ST_ALONE || s->state == ST_SYNCING) {
+    operator_waits(s);
+    if (s->state == ST_OUTDATED) {
+        session_reply(s, 107, "another side was granted this guest; promote --force runs this copy all the same");
+    } else if (s->state == ST_ALONE || s->state == ST_SYNCING) {
         s->paired = true;
         if (s->state == ST_ALONE)
             s->connect_at_ns = s->now_ns;
@@ -259,22 +325,30 @@ void session_on_pair(struct session *s, const struct session_event *e)
 static void leave_protection(struct session *s, const char *reason)
 {
     session_act(s, SA_SEND_ENDED)->code = 2;
-    session_act(s, SA_DISCONNECT);
-    s->link_up = false;
+    session_disconnect(s);
     session_claim(s, reason);
 }
 
 /*
- * Our guest is whole and runs, only protecting it failed. The standby is told not to take over, so that it does
- * not compete for a grant that would stop a healthy guest; if that does not arrive, the arbiter decides as ever.
+ * A QEMU that only refused: our guest is whole and runs. The standby is told not to take over, so that it does not
+ * compete for a grant that would stop a healthy guest. A QEMU that does not answer at all may hang: then the standby's
+ * copy is the better one, and it gets a head start. If that does not arrive, the arbiter decides as ever.
  */
-void session_on_capture_failed(struct session *s, const char *reason)
+void session_on_capture_failed(struct session *s, const struct session_event *e)
 {
+    const char *reason = e->text ? e->text : "a capture failed";
+
+    s->pipe.capturing = false;
     s->connect_slowly = true;
-    if (s->link_up && (s->state == ST_PROTECTED || (s->state == ST_ENTERING && s->pipe.sent)))
-        leave_protection(s, reason);
-    else
+    if (!s->link_up || !(s->state == ST_PROTECTED || (s->state == ST_ENTERING && s->pipe.sent))) {
         session_lose_peer(s, reason);
+    } else if (e->error == -ETIMEDOUT) {
+        session_act(s, SA_SEND_GONE)->code = 2;
+        session_disconnect(s);
+        claim_after(s, reason, s->config.yield_ns);
+    } else {
+        leave_protection(s, reason);
+    }
 }
 
 static void leave_sync(struct session *s, const char *reason)
@@ -291,7 +365,7 @@ static void leave_sync(struct session *s, const char *reason)
 
 void session_on_unpair(struct session *s)
 {
-    s->op_pending = true;
+    operator_waits(s);
     switch (s->state) {
     case ST_PROTECTED:
     case ST_ENTERING:
@@ -321,21 +395,35 @@ static void promote_forced(struct session *s)
         granted_alone(s, "forced by the operator");
     else
         session_standby_promote(s, "forced by the operator");
-    session_reply(s, 0, "forced: this side runs without a grant");
+}
+
+/* The other side was granted the guest, and its copy is gone or not wanted: ask for the generation after that. */
+static void overrule(struct session *s)
+{
+    s->adopt = s->maybe_stopped = true;
+    session_move(s, ST_CLAIMING, "the operator wants this copy, not the other side's");
+    s->claiming_since_ns = s->now_ns;
+    s->ask_at_ns = NEVER;
+    session_save(s, ROLE_OUTDATED); /* outdated it stays until the grant is on disk; the ask follows */
 }
 
 void session_on_promote(struct session *s, const struct session_event *e)
 {
     bool waits = s->state == ST_STANDBY_ASKING || s->state == ST_CLAIMING;
 
-    s->op_pending = true;
-    if (waits && e->flag && !s->first_claim) {
+    operator_waits(s);
+    if (s->state == ST_OUTDATED && e->flag && s->guest != GUEST_NONE) {
+        overrule(s);
+    } else if (s->state == ST_OUTDATED) {
+        session_reply(s, 107,
+                      "another side was granted this guest; --force would run this copy instead and lose what the "
+                      "other side did since");
+    } else if (waits && e->flag && !s->first_claim) {
         promote_forced(s);
     } else if (waits) {
         session_reply(s, 107, "the arbiter has not answered; --force would run this copy without its grant");
     } else if (s->state == ST_STANDBY_READY && e->flag) {
-        session_lose_peer(s, "promoted by the operator");
-        session_reply(s, 0, "asking the arbiter; see pollux status");
+        session_lose_peer(s, "promoted by the operator"); /* the arbiter's answer is the operator's */
     } else if (s->state == ST_STANDBY_READY) {
         session_reply(s, 107, "the active is alive; --force would stop it and run this copy instead");
     } else if (s->state == ST_ALONE || s->state == ST_SYNCING || s->state == ST_PROTECTED ||

@@ -12,6 +12,7 @@
 
 #define NEVER INT64_MAX
 #define OUTPUT_RETRY_NS INT64_C(200000000)
+#define GENERATION_MAX (UINT64_C(1) << 48) /* one failover a microsecond for nine years */
 
 #ifdef SESSION_MUTANTS
 #define MUTANT(name) (session_mutant == MUTANT_##name)
@@ -31,6 +32,9 @@ void session_move(struct session *s, enum session_state to, const char *reason);
 
 /** Hang up, if there is a link. */
 void session_disconnect(struct session *s);
+
+/** The peer is called again that much later, if this side wants one. */
+void session_connect_after(struct session *s, int64_t delay_ns);
 
 /** The peer is lost, refused or broken: what follows depends on the state. */
 void session_lose_peer(struct session *s, const char *reason);
@@ -67,6 +71,9 @@ void session_output(struct session *s, enum session_output mode);
 void session_pass_and_run(struct session *s);
 void session_stop_checkpoint(struct session *s);
 void session_claim(struct session *s, const char *reason);
+
+/** Alone by the operator's force, and the register does not know of it. */
+bool session_forced(const struct session *s);
 void session_doubt(struct session *s);
 void session_ask(struct session *s);
 void session_on_arbiter(struct session *s, const struct session_event *e);
@@ -75,7 +82,7 @@ void session_on_pair(struct session *s, const struct session_event *e);
 void session_on_unpair(struct session *s);
 void session_on_promote(struct session *s, const struct session_event *e);
 void session_on_shutdown(struct session *s);
-void session_on_capture_failed(struct session *s, const char *reason);
+void session_on_capture_failed(struct session *s, const struct session_event *e);
 void session_finish_alone(struct session *s);
 
 #endif

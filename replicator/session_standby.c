@@ -13,7 +13,6 @@ void session_standby_begin(struct session *s, uint64_t generation)
     s->generation = generation;
     s->rx_complete = s->rx_acked = s->rx_applied = 0;
     session_move(s, ST_STANDBY_SYNCING, "an active began a full sync");
-    session_save(s, ROLE_STANDBY);
     session_act_done(s, SA_CHECKPOINT_START, &s->wait_start)->flag = false;
     s->started = true;
 }
@@ -24,7 +23,10 @@ void session_standby_leave(struct session *s, const char *reason)
     if (MUTANT(ACK_WHILE_ASKING))
         session_disconnect(s);
     s->rx_complete = s->rx_acked = s->rx_applied = 0;
+    s->generation = s->persist.generation; /* what a sync that did not end told of itself counts for nothing */
+    s->ask_at_ns = NEVER;
     session_move(s, ST_STANDBY_WAIT, reason);
+    session_reply(s, 106, "the arbiter granted the active: it goes on, and this side stays its standby");
 }
 
 void session_on_rx_begin(struct session *s, const struct session_event *e)
@@ -71,6 +73,8 @@ void session_on_rx_complete(struct session *s, const struct session_event *e)
         return;
     }
     s->rx_complete = e->epoch;
+    if (e->epoch == 1)
+        session_save(s, ROLE_STANDBY); /* with the nonce; the ack follows when both are on disk */
     session_standby_ack(s);
 }
 
@@ -84,6 +88,7 @@ void session_on_applied(struct session *s, const struct session_event *e)
 
 void session_standby_promote(struct session *s, const char *reason)
 {
+    session_disconnect(s);
     session_move(s, ST_PROMOTING, reason);
     session_act_done(s, SA_LOAD, &s->wait_load)->epoch =
         MUTANT(PROMOTE_STALE) && s->rx_acked > 1 ? s->rx_acked - 1
@@ -97,6 +102,7 @@ void session_on_load_done(struct session *s, int error)
         return;
     if (error) {
         session_move(s, ST_BROKEN, "granted, but the device state could not be loaded");
+        session_reply(s, 1, "granted, but the device state could not be loaded; see polluxd's log");
         return;
     }
     s->started = false; /* checkpoint-load ended the standby role */
@@ -115,13 +121,15 @@ void session_on_run_done(struct session *s, int error)
     }
     if (error) {
         session_move(s, ST_BROKEN, "granted and loaded, but the guest did not start");
+        session_reply(s, 1, "granted and loaded, but the guest did not start; see polluxd's log");
         return;
     }
     if (MUTANT(ACK_WHILE_ASKING))
         session_disconnect(s);
     session_act(s, SA_ANNOUNCE);
-    session_move(s, ST_ALONE, "promoted, no standby");
-    session_save(s, ROLE_ACTIVE_ALONE);
+    session_move(s, ST_ALONE, s->forced ? "promoted by force, no standby" : "promoted, no standby");
+    session_save(s, s->forced ? ROLE_ACTIVE_FORCED : ROLE_ACTIVE_ALONE);
     s->paired = true;
-    s->connect_at_ns = s->now_ns + s->config.reconnect_ns;
+    session_connect_after(s, s->config.reconnect_ns);
+    session_reply(s, 0, s->forced ? "forced: this side runs the guest without a grant" : "granted: this side runs the guest");
 }

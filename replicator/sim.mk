@@ -3,7 +3,8 @@
 SIM_SOURCES := $(addprefix tests/sim/,main.c core.c qemu.c net.c register.c side.c oracle.c fault.c scenario.c)
 SESSION_SOURCES := $(addprefix replicator/,session.c session_table.c session_capture.c session_standby.c session_claim.c)
 SIM_OBJS := $(SIM_SOURCES:tests/sim/%.c=$(B)/tests/sim/%.o) $(SESSION_SOURCES:replicator/%.c=$(B)/tests/sim/under-test/%.o)
-UNIT_TESTS += $(B)/tests/unit/test_session
+SESSION_TESTS := $(B)/tests/unit/test_session $(B)/tests/unit/test_session_operator
+UNIT_TESTS += $(SESSION_TESTS)
 # Thousands of times faster than real time is the point: always optimised, and all of it together.
 SIM_FLAGS := -O2 -flto
 
@@ -21,9 +22,9 @@ $(B)/tests/sim/sim: $(SIM_OBJS)
 	@echo "  LD      $@"
 	$(CC) $(CFLAGS) $(SIM_FLAGS) $(LDFLAGS) -o $@ $^
 
-$(B)/tests/unit/test_session: tests/unit/test_session.c $(SESSION_SOURCES)
+$(SESSION_TESTS): $(B)/tests/unit/%: tests/unit/%.c $(SESSION_SOURCES)
 	@mkdir -p $(@D)
 	@echo "  TEST    $@"
 	$(CC) $(CFLAGS) $(STD) $(LDFLAGS) -DSESSION_MUTANTS -MMD -MP -MF $@.d -o $@ $(filter %.c,$^) -lcmocka
 
--include $(SIM_OBJS:.o=.d) $(B)/tests/unit/test_session.d
+-include $(SIM_OBJS:.o=.d) $(addsuffix .d,$(SESSION_TESTS))

@@ -23,6 +23,7 @@ static const char *const role_names[] = {
     [ROLE_ACTIVE_PROTECTING] = "active-protecting",
     [ROLE_STANDBY] = "standby",
     [ROLE_OUTDATED] = "outdated",
+    [ROLE_ACTIVE_FORCED] = "active-forced",
     [ROLE_NUM] = NULL,
 };
 static const char *const yes_no_names[] = {"no", "yes", NULL};

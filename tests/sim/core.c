@@ -195,6 +195,7 @@ static void heap_event(struct world *w)
             qemu_kill(w, d, true);
         break;
     case H_PART_TIMEOUT: qemu_part_timeout(w, d, i.a); break;
+    case H_QMP_DEADLINE: qemu_deadline(w, d, i.a); break;
     case H_FAULT: fault_next(w); break;
     case H_POLL: fault_poll(w); break;
     case H_WAKE:

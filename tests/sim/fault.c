@@ -23,6 +23,7 @@ const char *const fault_name[F_NUM] = {
     [F_SHUTDOWN] = "polluxd is told to end", [F_PROMOTE] = "promote", [F_GUEST_ENDS] = "the guest shuts down",
     [F_COLD_BOOT] = "QEMU is restarted and boots", [F_REPLACE_QEMU] = "QEMU is replaced by a fresh one", [F_HEAL] = "all is healed",
     [F_QMP_LOST] = "the QMP connection ends", [F_PROMOTE_ASK] = "promote --force while ready", [F_FORCE] = "promote --force",
+    [F_QEMU_HANGS] = "QEMU hangs",
 };
 
 struct weight {
@@ -46,6 +47,7 @@ static const struct weight weights[] = {
     { F_UNPAIR, 3, 0, 0 },                    { F_SHUTDOWN, 4, 0, 0 },
     { F_PROMOTE_ASK, 4, 0, 0 },               { F_PROMOTE, 1, 0, 0 },
     { F_GUEST_ENDS, 1, 0, 0 },                { F_QMP_LOST, 3, 0, 0 },
+    { F_QEMU_HANGS, 4, 100 * MS, 30 * SEC },
 };
 
 static void until(int64_t *t, int64_t at)
@@ -230,6 +232,10 @@ void fault_do(struct world *w, enum fault f, unsigned side, int64_t length)
             qemu_kill(w, d, false);
         d->start_qemu_at = w->now + 100 * MS;
         break;
+    case F_QEMU_HANGS:
+        oracle_hard_fault(w);
+        qemu_hang(w, d, length);
+        break;
     case F_HEAL: fault_heal(w); break;
     case F_NUM: break;
     }
@@ -285,7 +291,7 @@ void fault_heal(struct world *w)
     w->lose_answers = 0;
     for (unsigned i = 0; i < 2; i++) {
         struct side *d = &w->side[i];
-        d->arbiter_cut = d->saver_slow_until = d->saver_fails_until = d->qmp_slow_until = 0;
+        d->arbiter_cut = d->saver_slow_until = d->saver_fails_until = d->qmp_slow_until = d->hangs_until = 0;
         d->fail_capture = d->fail_start = d->fail_load = false;
         d->crash_in = 0;
         d->host_paused = d->daemon_paused = 0;
@@ -294,6 +300,7 @@ void fault_heal(struct world *w)
         else if (!d->daemon_up)
             world_at(w, w->now + 500 * MS, H_DAEMON_START, i, 0, 0);
         side_update(w, d);
+        qemu_update(w, d);
     }
     net_update(w);
     world_at(w, w->now + SETTLE - 6 * SEC, H_BUSY, 0, 7 * SEC, 0);

@@ -8,6 +8,7 @@
  */
 #include "sim.h"
 
+#include <errno.h>
 #include <string.h>
 
 static uint64_t hash_ram(const struct qemu *q)
@@ -57,8 +58,45 @@ void qemu_update(struct world *w, struct side *d)
     int64_t qmp = on && q->cmd_nr ? q->cmd_at : NEVER;
     int64_t out = on && q->running ? q->out_at : NEVER;
 
-    w->due[DUE_SIDE(d->id, K_QMP)] = qmp < d->host_paused ? d->host_paused : qmp;
-    w->due[DUE_SIDE(d->id, K_OUTPUT)] = out < d->host_paused ? d->host_paused : out;
+    int64_t stands = d->hangs_until > d->host_paused ? d->hangs_until : d->host_paused;
+
+    w->due[DUE_SIDE(d->id, K_QMP)] = qmp < stands ? stands : qmp;
+    w->due[DUE_SIDE(d->id, K_OUTPUT)] = out < stands ? stands : out;
+}
+
+/* As guest.c's: a capture that is not answered in time has failed, an apply ends the connection. */
+#define CAPTURE_DEADLINE (4 * SEC)
+#define APPLY_DEADLINE (10 * SEC)
+
+void qemu_hang(struct world *w, struct side *d, int64_t length)
+{
+    if (!d->q.alive)
+        return;
+    d->hangs_until = w->now + length;
+    d->hangs_since = w->now;
+    world_at(w, w->now + CAPTURE_DEADLINE, H_QMP_DEADLINE, d->id, d->q.id, 0);
+    qemu_update(w, d);
+}
+
+void qemu_deadline(struct world *w, struct side *d, uint64_t id)
+{
+    struct qemu *q = &d->q;
+
+    if (!q->alive || q->id != id || d->hangs_until <= w->now || !d->daemon_up || q->qmp_life != d->life)
+        return;
+    for (unsigned i = 0; i < q->cmd_nr; i++) {
+        const struct cmd *c = &q->cmd[(q->cmd_head + i) % CMDS_MAX];
+        if (c->type == CMD_CAPTURE && c->life == d->life) {
+            w->count[N_CAPTURE_FAILURES]++;
+            side_post(w, d, &(struct session_event){ .type = SE_CAPTURE_FAILED, .error = -ETIMEDOUT });
+            return;
+        }
+        if (c->type == CMD_APPLY && c->life == d->life && w->now - d->hangs_since >= APPLY_DEADLINE) {
+            qemu_hang_up(w, d);
+            return;
+        }
+    }
+    world_at(w, w->now + 500 * MS, H_QMP_DEADLINE, d->id, id, 0); /* nothing was asked yet */
 }
 
 static void next_output(struct world *w, struct qemu *q)
@@ -73,6 +111,7 @@ void qemu_boot(struct world *w, struct side *d, bool fresh, uint64_t node)
     struct qemu *q = &d->q;
 
     memset(q, 0, sizeof(*q));
+    d->hangs_until = 0;
     q->alive = true;
     q->ran = q->running = !fresh;
     q->id = ++w->ids;

@@ -64,7 +64,7 @@ void register_arrives(struct world *w, uint64_t id)
     }
     if (w->side[ask->side].arbiter_cut <= w->now)
         world_at(w, w->now + rng_range(&w->rng, 200 * US, 3 * MS), H_ANSWER, ask->side, id,
-                 yes || same ? GRANT_YES : GRANT_NO);
+                 yes || same ? GRANT_YES : r->generation < ask->expect ? GRANT_UNREACHABLE : GRANT_NO);
 }
 
 void register_answers(struct world *w, uint64_t id, enum session_grant grant)

@@ -159,6 +159,20 @@ static const struct scenario scenarios[] = {
     { "operator-forces-standby", .nr = 3, .failovers = 1, .step = {
         { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_DOWN, B, 30 * SEC }, { AT_ONCE, A, 0, 0, F_HOST_LOSS, A, 60 * SEC },
         { STATE, B, ST_STANDBY_ASKING, 1 * SEC, F_FORCE, B, 0 } } },
+    { "operator-forces-standby-and-the-active-was-granted", .nr = 3, .failovers = 1, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_CUT, B, 10 * SEC }, { AT_ONCE, A, 0, 0, F_PARTITION, A, 15 * SEC },
+        { STATE, B, ST_STANDBY_ASKING, 1 * SEC, F_FORCE, B, 0 } } },
+    { "granted-standby-is-lost-operator-forces-the-outdated-copy", .nr = 4, .refusals = 1, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_CUT, A, 1 * SEC }, { AT_ONCE, A, 0, 0, F_PROMOTE_ASK, B, 0 },
+        { STATE, B, ST_PROMOTING, 1 * MS, F_HOST_LOSS, B, 20 * SEC }, { STATE, A, ST_OUTDATED, 1 * SEC, F_FORCE, A, 0 } } },
+    { "active-qemu-hangs", .nr = 1, .failovers = 1, .refusals = 1, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_QEMU_HANGS, A, 20 * SEC } } },
+    { "active-qemu-hangs-for-a-moment", .nr = 1, .no_failover = true, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_QEMU_HANGS, A, 2 * SEC } } },
+    { "active-qemu-hangs-and-the-standby-is-lost", .nr = 2, .no_failover = true, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_HOST_LOSS, B, 20 * SEC }, { AT_ONCE, A, 0, 0, F_QEMU_HANGS, A, 8 * SEC } } },
+    { "standby-asks-in-vain-while-the-active-goes-on", .nr = 2, .no_failover = true, .step = {
+        { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_CUT, B, 30 * SEC }, { AT_ONCE, A, 0, 0, F_LINK_RESET, A, 0 } } },
     { "granted-standby-dies", .nr = 3, .lost_ok = true, .step = {
         { STATE, A, ST_PROTECTED, 2 * SEC, F_ARBITER_CUT, A, 5 * SEC }, { AT_ONCE, A, 0, 0, F_PROMOTE_ASK, B, 0 }, { STATE, B, ST_PROMOTING, 1 * MS, F_QEMU_DEATH, B, 0 } } },
     { "load-fails", .nr = 2, .lost_ok = true, .step = {

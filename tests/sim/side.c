@@ -526,6 +526,10 @@ void side_attach(struct world *w, struct side *d)
 
     if (!d->daemon_up || !d->q.alive || d->q.ended || d->q.qmp_life == d->life)
         return;
+    if (d->hangs_until > w->now) { /* it does not even greet */
+        world_at(w, d->hangs_until + 500 * MS, H_ATTACH, d->id, d->life, 0);
+        return;
+    }
     d->q.qmp_life = d->life;
     side_post(w, d, &e);
 }

@@ -35,7 +35,7 @@
 #define JOBS_MAX 24u
 #define STORE_SLOTS 4u
 #define CONNS_MAX 6u
-#define QUEUE_MAX 128u       /* records on their way in one direction */
+#define QUEUE_MAX 1024u      /* records on their way in one direction */
 #define BACKPRESSURE 64u     /* above this the sender stops encoding */
 #define NODES (1u << 18)     /* of the guest's history that are remembered */
 #define TRACE_MAX 96u
@@ -232,6 +232,7 @@ struct side {
     struct store store;
     uint64_t ask;              /* outstanding; 0 none */
     int64_t qmp_slow_until;
+    int64_t hangs_since, hangs_until; /* QEMU's main loop stands still: no answers, no output */
     int64_t arbiter_cut;       /* until */
     int64_t outdated_since, none_since, start_qemu_at;
     bool adopt;
@@ -283,7 +284,7 @@ struct trace {
 
 enum heap_type {
     H_CONNECT, H_CONNECT_FAILED, H_ASK, H_ANSWER, H_ASK_TIMEOUT, H_DAEMON_START, H_ATTACH, H_HOST_START, H_QEMU_START,
-    H_QEMU_GONE, H_PART_TIMEOUT, H_FAULT, H_POLL, H_WAKE, H_ARBITER_UP, H_PHASE, H_SCENARIO, H_BUSY
+    H_QEMU_GONE, H_PART_TIMEOUT, H_QMP_DEADLINE, H_FAULT, H_POLL, H_WAKE, H_ARBITER_UP, H_PHASE, H_SCENARIO, H_BUSY
 };
 struct heap_item {
     int64_t at;
@@ -412,6 +413,8 @@ void qemu_part_timeout(struct world *w, struct side *d, uint64_t count);
 void qemu_polluxd_gone(struct world *w, struct side *d);
 void qemu_shutdown(struct world *w, struct side *d);
 void qemu_hang_up(struct world *w, struct side *d);
+void qemu_hang(struct world *w, struct side *d, int64_t length);
+void qemu_deadline(struct world *w, struct side *d, uint64_t id);
 
 /* ---- net.c ---- */
 void net_connect(struct world *w, struct side *d);
@@ -450,7 +453,8 @@ enum fault {
     F_DAEMON_CRASH, F_CRASH_AT_ACTION, F_HOST_LOSS, F_QEMU_DEATH, F_LINK_RESET, F_PARTITION, F_ONE_WAY, F_SPIKE,
     F_ARBITER_CUT, F_ARBITER_DOWN, F_LOSE_ANSWER, F_DAEMON_PAUSE, F_HOST_PAUSE, F_SAVER_SLOW, F_SAVER_FAILS,
     F_CAPTURE_FAILS, F_START_FAILS, F_LOAD_FAILS, F_BURST, F_BUSY, F_QMP_SLOW, F_CLOCK_JUMP, F_UNPAIR, F_SHUTDOWN, F_PROMOTE,
-    F_GUEST_ENDS, F_COLD_BOOT, F_QMP_LOST, F_REPLACE_QEMU, F_HEAL, F_PROMOTE_ASK, F_FORCE, F_NUM
+    F_GUEST_ENDS, F_COLD_BOOT, F_QMP_LOST, F_REPLACE_QEMU, F_HEAL, F_PROMOTE_ASK, F_FORCE,
+    F_QEMU_HANGS, F_NUM
 };
 extern const char *const fault_name[F_NUM];
 void fault_do(struct world *w, enum fault f, unsigned side, int64_t length);

@@ -5,198 +5,9 @@
  * Random orders are the simulator's business (tests/sim); here stands what the rules say, one fact at a time. Each
  * planted fault (mutant) is shown to break the test of its rule.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include <errno.h>
 
-#include <cmocka.h>
-
-#include "../../replicator/session.h"
-
-#define MS INT64_C(1000000)
-#define SEC INT64_C(1000000000)
-
-struct bench {
-    struct session s;
-    struct session_actions acts; /* of the last step */
-    int64_t now;
-};
-
-static bool moves[ST_NUM][ST_NUM]; /* seen in any test */
-
-static void step(struct bench *b, struct session_event e)
-{
-    session_step(&b->s, &e, b->now, &b->acts);
-    for (unsigned i = 0; i < b->acts.nr; i++) {
-        if (b->acts.list[i].type == SA_MOVED)
-            moves[b->acts.list[i].from][b->acts.list[i].to] = true;
-    }
-}
-
-#define STEP(b, ...) step(b, (struct session_event){ __VA_ARGS__ })
-
-static const struct session_action *find(const struct bench *b, enum session_action_type type)
-{
-    for (unsigned i = 0; i < b->acts.nr; i++) {
-        if (b->acts.list[i].type == type)
-            return &b->acts.list[i];
-    }
-    return NULL;
-}
-
-static const struct session_action *want(const struct bench *b, enum session_action_type type)
-{
-    const struct session_action *a = find(b, type);
-
-    if (!a)
-        fail_msg("no %s; state %s", session_action_name(type), session_state_name(b->s.state));
-    return a;
-}
-
-static void is(const struct bench *b, enum session_state state)
-{
-    assert_string_equal(session_state_name(b->s.state), session_state_name(state));
-}
-
-static void done(struct bench *b, uint64_t serial, int error)
-{
-    STEP(b, .type = SE_DONE, .serial = serial, .error = error);
-}
-
-static void begin(struct bench *b)
-{
-    struct session_config config;
-
-    session_mutant = MUTANT_NONE;
-    session_config_default(&config);
-    config.boot = 77;
-    memset(b, 0, sizeof(*b));
-    b->now = 100 * SEC;
-    session_init(&b->s, &config);
-}
-
-static void start(struct bench *b, enum session_role role, uint64_t generation, enum session_guest guest)
-{
-    struct session_event e = { .type = SE_START, .flag = role != ROLE_NONE, .guest = GUEST_NONE };
-
-    begin(b);
-    e.persist.role = role;
-    e.persist.generation = generation;
-    memset(e.persist.nonce, 0x55, 16);
-    step(b, e);
-    if (guest != GUEST_NONE)
-        STEP(b, .type = SE_GUEST_ATTACHED, .guest = guest);
-}
-
-static void answer(struct bench *b, enum session_grant grant)
-{
-    STEP(b, .type = SE_ARBITER, .code = grant, .generation = b->s.generation + 1);
-}
-
-static void alone(struct bench *b)
-{
-    start(b, ROLE_NONE, 0, GUEST_RUNNING);
-    STEP(b, .type = SE_OP_PAIR);
-    is(b, ST_CLAIMING);
-    done(b, want(b, SA_SAVE)->serial, 0);
-    want(b, SA_ASK);
-    answer(b, GRANT_YES);
-    is(b, ST_ALONE);
-    done(b, b->s.wait_output, 0);
-    done(b, b->s.wait_save, 0);
-}
-
-static void meet(struct bench *b, bool accepted, uint64_t generation, bool peer_active)
-{
-    STEP(b, .type = SE_LINK_UP, .flag = accepted);
-    STEP(b, .type = SE_PEER_HELLO, .generation = generation, .flag = peer_active);
-    STEP(b, .type = SE_PEER_LAYOUT, .flag = true);
-}
-
-static void captured(struct bench *b, const struct session_action *a, bool complete, uint64_t pages)
-{
-    struct session_event e = { .type = SE_CAPTURED };
-
-    e.capture.epoch = a->epoch;
-    e.capture.slot = a->slot;
-    e.capture.precopy = a->precopy;
-    e.capture.complete = complete;
-    e.capture.pages = pages;
-    e.capture.pause_ns = 1 * MS;
-    step(b, e);
-}
-
-static void syncing(struct bench *b)
-{
-    alone(b);
-    meet(b, false, 0, false);
-    is(b, ST_SYNCING);
-    done(b, want(b, SA_CHECKPOINT_START)->serial, 0);
-}
-
-static void entering(struct bench *b)
-{
-    syncing(b);
-    captured(b, want(b, SA_CAPTURE), true, 10);
-    is(b, ST_SYNCING); /* a backlog waits to be sent: output is not held for that */
-    STEP(b, .type = SE_SLOT_FREE, .slot = 0);
-    is(b, ST_ENTERING);
-}
-
-/* Everything given up and the last part of epoch 1 sent. */
-static void entered(struct bench *b)
-{
-    entering(b);
-    done(b, b->s.wait_save, 0);
-    done(b, b->s.wait_output, 0);
-    captured(b, want(b, SA_CAPTURE), true, 3);
-    assert_true(want(b, SA_SEND_SLOT)->last);
-}
-
-static void protected(struct bench *b)
-{
-    entered(b);
-    for (unsigned i = 0; i < b->s.config.nr_slots; i++)
-        STEP(b, .type = SE_SLOT_FREE, .slot = i);
-    STEP(b, .type = SE_ACK, .epoch = 1);
-    is(b, ST_PROTECTED);
-}
-
-static void standby_syncing(struct bench *b)
-{
-    start(b, ROLE_NONE, 0, GUEST_FRESH);
-    is(b, ST_STANDBY_WAIT);
-    meet(b, true, 4, true);
-    is(b, ST_STANDBY_SYNCING);
-    STEP(b, .type = SE_RX_BEGIN, .epoch = 1, .flag = true);
-}
-
-static void ready(struct bench *b)
-{
-    standby_syncing(b);
-    done(b, b->s.wait_start, 0);
-    done(b, b->s.wait_save, 0);
-    STEP(b, .type = SE_RX_COMPLETE, .epoch = 1);
-    is(b, ST_STANDBY_READY);
-    want(b, SA_SEND_ACK);
-}
-
-static void asking(struct bench *b)
-{
-    ready(b);
-    STEP(b, .type = SE_LINK_DOWN);
-    is(b, ST_STANDBY_ASKING);
-    want(b, SA_ASK);
-}
-
-static uint64_t passes(const struct bench *b)
-{
-    const struct session_action *a = find(b, SA_OUTPUT);
-
-    return a && a->code == OUTPUT_PASS ? a->serial : 0;
-}
+#include "session_bench.h"
 
 /* ---- the table ---- */
 
@@ -235,8 +46,8 @@ static void the_table_forbids_what_the_rules_forbid(void **state)
     assert_false(session_may_move(ST_STANDBY_SYNCING, ST_STANDBY_ASKING));
     assert_false(session_may_move(ST_STANDBY_WAIT, ST_STANDBY_READY));
     assert_false(session_may_move(ST_SYNCING, ST_PROTECTED));          /* alone is given up first */
-    for (unsigned to = 0; to < ST_NUM; to++)                           /* rule 3 */
-        assert_int_equal(session_may_move(ST_OUTDATED, (enum session_state)to), to == ST_ENDED);
+    for (unsigned to = 0; to < ST_NUM; to++) /* rule 3: and out of it only through another ask */
+        assert_int_equal(session_may_move(ST_OUTDATED, (enum session_state)to), to == ST_ENDED || to == ST_CLAIMING);
 }
 
 /* ---- rule 1 ---- */
@@ -425,8 +236,11 @@ static void acks_wait_for_the_state_file(void **state)
 
     (void)state;
     standby_syncing(&b);
-    done(&b, b.s.wait_start, 0);
+    assert_int_equal(b.s.wait_save, 0); /* nothing of an active is kept before all of epoch 1 came from it */
     STEP(&b, .type = SE_RX_COMPLETE, .epoch = 1);
+    assert_int_equal(want(&b, SA_SAVE)->persist.generation, 4);
+    assert_null(find(&b, SA_SEND_ACK));
+    done(&b, b.s.wait_start, 0);
     assert_null(find(&b, SA_SEND_ACK));
     is(&b, ST_STANDBY_SYNCING);
     done(&b, b.s.wait_save, 0);
@@ -609,10 +423,10 @@ static void an_answer_to_a_former_ask_is_not_taken_for_this_one(void **state)
     is(&b, ST_ENDED);
     STEP(&b, .type = SE_GUEST_ATTACHED, .guest = GUEST_FRESH);
     meet(&b, true, 5, true);
-    done(&b, b.s.wait_save, 0);
     done(&b, b.s.wait_start, 0);
     STEP(&b, .type = SE_RX_BEGIN, .epoch = 1, .flag = true);
     STEP(&b, .type = SE_RX_COMPLETE, .epoch = 1);
+    done(&b, b.s.wait_save, 0);
     STEP(&b, .type = SE_LINK_DOWN);
     is(&b, ST_STANDBY_ASKING);
     assert_null(find(&b, SA_ASK)); /* one at a time */
@@ -1017,149 +831,125 @@ static void no_more_epochs_are_in_flight_than_allowed(void **state)
     assert_non_null(find(&b, SA_CAPTURE));
 }
 
-/* ---- operators ---- */
-
-static void a_first_claim_that_is_refused_changes_nothing(void **state)
+static void a_sync_that_does_not_end_leaves_the_generation_as_it_was(void **state)
 {
     struct bench b;
 
     (void)state;
-    start(&b, ROLE_NONE, 0, GUEST_RUNNING);
-    STEP(&b, .type = SE_OP_PAIR);
-    done(&b, want(&b, SA_SAVE)->serial, 0);
-    STEP(&b, .type = SE_ARBITER, .code = GRANT_NO, .generation = 8);
-    is(&b, ST_NONE);
-    assert_int_equal(want(&b, SA_OP_REPLY)->code, 106);
-    assert_null(find(&b, SA_STOP_GUEST));
-    STEP(&b, .type = SE_OP_PAIR, .flag = true); /* --adopt */
-    done(&b, want(&b, SA_SAVE)->serial, 0);
-    STEP(&b, .type = SE_ARBITER, .code = GRANT_NO, .generation = 8);
-    done(&b, want(&b, SA_SAVE)->serial, 0);
-    assert_int_equal(want(&b, SA_ASK)->expect, 8);
-    answer(&b, GRANT_YES);
-    is(&b, ST_ALONE);
-    assert_int_equal(b.s.generation, 9);
-}
-
-static void a_first_claim_without_an_arbiter_changes_nothing(void **state)
-{
-    struct bench b;
-
-    (void)state;
-    start(&b, ROLE_NONE, 0, GUEST_RUNNING);
-    STEP(&b, .type = SE_OP_PAIR);
-    done(&b, want(&b, SA_SAVE)->serial, 0);
-    answer(&b, GRANT_UNREACHABLE);
-    is(&b, ST_NONE);
-    assert_int_equal(want(&b, SA_OP_REPLY)->code, 69);
-    STEP(&b, .type = SE_OP_PAIR);
-    done(&b, want(&b, SA_SAVE)->serial, -28);
-    is(&b, ST_NONE);
-    assert_int_equal(want(&b, SA_OP_REPLY)->code, 1);
-}
-
-static void a_claim_whose_guest_is_lost_leaves_no_trace_in_a_later_life(void **state)
-{
-    struct bench b;
-
-    (void)state;
-    start(&b, ROLE_NONE, 0, GUEST_RUNNING);
-    STEP(&b, .type = SE_OP_PAIR);
-    STEP(&b, .type = SE_GUEST_LOST);
-    is(&b, ST_ENDED);
-    STEP(&b, .type = SE_GUEST_ATTACHED, .guest = GUEST_FRESH);
-    meet(&b, true, 4, true);
-    done(&b, b.s.wait_start, 0);
-    done(&b, b.s.wait_save, 0);
-    STEP(&b, .type = SE_RX_BEGIN, .epoch = 1, .flag = true);
-    STEP(&b, .type = SE_RX_COMPLETE, .epoch = 1);
+    start(&b, ROLE_STANDBY, 3, GUEST_FRESH);
+    meet(&b, true, 1000000, true);
+    is(&b, ST_STANDBY_SYNCING);
     STEP(&b, .type = SE_LINK_DOWN);
-    answer(&b, GRANT_UNREACHABLE);
-    is(&b, ST_STANDBY_ASKING);
-}
-
-static void unpair_while_protected_needs_a_grant_first(void **state)
-{
-    struct bench b;
-
-    (void)state;
-    protected(&b);
-    STEP(&b, .type = SE_OP_UNPAIR);
-    is(&b, ST_CLAIMING);
-    want(&b, SA_SEND_ENDED);
-    assert_false(passes(&b));
-    answer(&b, GRANT_YES);
-    done(&b, b.s.wait_stop, 0);
-    done(&b, b.s.wait_output, 0);
-    done(&b, b.s.wait_save, 0);
-    is(&b, ST_NONE);
-    assert_int_equal(want(&b, SA_OP_REPLY)->code, 0);
-    assert_false(b.s.paired);
-}
-
-static void shutdown_while_protected_needs_a_grant_or_leaves_output_held(void **state)
-{
-    struct bench b;
-
-    (void)state;
-    protected(&b);
-    STEP(&b, .type = SE_OP_SHUTDOWN);
-    is(&b, ST_CLAIMING);
-    want(&b, SA_SEND_ENDED);
-    assert_null(find(&b, SA_EXIT));
-    b.now += 3 * SEC;
-    STEP(&b, .type = SE_TICK);
-    want(&b, SA_EXIT);
-    assert_int_equal(b.s.output, OUTPUT_HOLD);
-    protected(&b);
-    STEP(&b, .type = SE_OP_SHUTDOWN);
-    answer(&b, GRANT_YES);
-    done(&b, b.s.wait_stop, 0);
-    done(&b, b.s.wait_output, 0);
-    assert_null(find(&b, SA_EXIT));
-    done(&b, b.s.wait_save, 0);
-    want(&b, SA_EXIT);
-}
-
-static void promote_needs_force_and_force_is_said(void **state)
-{
-    struct bench b;
-
-    (void)state;
-    ready(&b);
-    STEP(&b, .type = SE_OP_PROMOTE);
-    assert_int_equal(want(&b, SA_OP_REPLY)->code, 107);
-    is(&b, ST_STANDBY_READY);
-    STEP(&b, .type = SE_OP_PROMOTE, .flag = true); /* the active lives: the arbiter decides */
-    is(&b, ST_STANDBY_ASKING);
-    assert_null(find(&b, SA_LOAD));
-    answer(&b, GRANT_UNREACHABLE);
-    STEP(&b, .type = SE_OP_PROMOTE);
-    assert_int_equal(want(&b, SA_OP_REPLY)->code, 107);
-    STEP(&b, .type = SE_OP_PROMOTE, .flag = true);
-    is(&b, ST_PROMOTING);
-    assert_true(b.s.forced);
-    start(&b, ROLE_NONE, 0, GUEST_FRESH);
-    STEP(&b, .type = SE_OP_PROMOTE, .flag = true); /* nothing to run */
-    assert_int_equal(want(&b, SA_OP_REPLY)->code, 1);
-}
-
-static void a_guest_that_shuts_down_is_not_taken_over(void **state)
-{
-    struct bench b;
-
-    (void)state;
-    protected(&b);
-    STEP(&b, .type = SE_GUEST_ENDED);
-    is(&b, ST_ENDED);
-    want(&b, SA_SEND_ENDED);
-    ready(&b);
-    STEP(&b, .type = SE_PEER_ENDED);
     is(&b, ST_STANDBY_WAIT);
+    assert_int_equal(b.s.generation, 3);
+    meet(&b, true, 3, true); /* the active that it belongs to is not refused for what a stranger said */
+    is(&b, ST_STANDBY_SYNCING);
+}
+
+static void a_generation_beyond_reach_is_refused(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    start(&b, ROLE_STANDBY, 3, GUEST_FRESH);
+    meet(&b, true, UINT64_MAX, true);
+    is(&b, ST_STANDBY_WAIT);
+    alone(&b);
+    STEP(&b, .type = SE_LINK_UP, .flag = true);
+    STEP(&b, .type = SE_PEER_HELLO, .generation = UINT64_MAX - 1, .flag = true);
+    is(&b, ST_ALONE);
+    want(&b, SA_SEND_REFUSE);
     assert_null(find(&b, SA_ASK));
-    ready(&b);
-    STEP(&b, .type = SE_PEER_GONE); /* but one whose QEMU died is */
+}
+
+static void a_qemu_that_does_not_answer_lets_the_standby_ask_first(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    protected(&b);
+    b.now += SEC / 5;
+    STEP(&b, .type = SE_OUTPUT_WAITS);
+    want(&b, SA_CAPTURE);
+    STEP(&b, .type = SE_CAPTURE_FAILED, .error = -ETIMEDOUT);
+    is(&b, ST_CLAIMING);
+    assert_int_equal(want(&b, SA_SEND_GONE)->code, 2);
+    want(&b, SA_DISCONNECT);
+    assert_null(find(&b, SA_ASK));
+    assert_false(passes(&b));
+    b.now += b.s.config.yield_ns - MS;
+    STEP(&b, .type = SE_TICK);
+    assert_null(find(&b, SA_ASK));
+    b.now += MS;
+    STEP(&b, .type = SE_TICK); /* nobody took over: a guest that hangs is better than none */
+    want(&b, SA_ASK);
+    answer(&b, GRANT_NO);
+    is(&b, ST_OUTDATED);
+}
+
+static void an_asking_standby_follows_an_active_that_was_granted(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    asking(&b);
+    answer(&b, GRANT_UNREACHABLE);
+    meet(&b, true, 4, true); /* the generation that it asks to succeed proves nothing */
     is(&b, ST_STANDBY_ASKING);
+    assert_false(b.s.link_up);
+    STEP(&b, .type = SE_LINK_UP, .flag = true);
+    STEP(&b, .type = SE_PEER_HELLO, .generation = 5, .flag = true);
+    is(&b, ST_STANDBY_ASKING); /* a word alone does not cost the copy */
+    STEP(&b, .type = SE_PEER_LAYOUT, .flag = true);
+    is(&b, ST_STANDBY_SYNCING);
+    assert_int_equal(b.s.generation, 5);
+    b.now += SEC;
+    STEP(&b, .type = SE_TICK);
+    assert_null(find(&b, SA_ASK));
+}
+
+static void a_standby_that_somebody_resumed_is_none(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    start(&b, ROLE_NONE, 0, GUEST_FRESH); /* libvirt: -S, then cont */
+    STEP(&b, .type = SE_GUEST_RESUMED);
+    is(&b, ST_NONE);
+    STEP(&b, .type = SE_OP_PAIR);
+    is(&b, ST_CLAIMING);
+    start(&b, ROLE_ACTIVE_ALONE, 3, GUEST_FRESH);
+    STEP(&b, .type = SE_GUEST_RESUMED);
+    is(&b, ST_ALONE);
+    start(&b, ROLE_ACTIVE_PROTECTING, 3, GUEST_FRESH); /* what was protected is not in a guest that booted */
+    STEP(&b, .type = SE_GUEST_RESUMED);
+    is(&b, ST_OUTDATED);
+    want(&b, SA_STOP_GUEST);
+    ready(&b);
+    STEP(&b, .type = SE_GUEST_RESUMED);
+    is(&b, ST_OUTDATED);
+    want(&b, SA_DISCONNECT);
+    assert_null(find(&b, SA_ASK));
+}
+
+static void an_outdated_guest_that_could_not_be_stopped_is_stopped_again(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    protected(&b);
+    STEP(&b, .type = SE_LINK_DOWN);
+    answer(&b, GRANT_NO);
+    is(&b, ST_OUTDATED);
+    done(&b, want(&b, SA_STOP_GUEST)->serial, -EIO);
+    b.now += SEC;
+    STEP(&b, .type = SE_TICK);
+    want(&b, SA_STOP_GUEST);
+    assert_int_equal(want(&b, SA_OUTPUT)->code, OUTPUT_DROP);
+    done(&b, b.s.wait_stop, 0);
+    b.now += SEC;
+    STEP(&b, .type = SE_TICK);
+    assert_null(find(&b, SA_STOP_GUEST));
 }
 
 /* What the tests above moved through, and the few rare moves, is all that the table allows. */
@@ -1173,7 +963,11 @@ static void every_legal_move_was_walked(void **state)
     STEP(&b, .type = SE_OP_PAIR);
     STEP(&b, .type = SE_GUEST_LOST);
     STEP(&b, .type = SE_GUEST_ATTACHED, .guest = GUEST_RUNNING);
-    alone(&b); /* ALONE -> ENDED -> ALONE -> NONE */
+    STEP(&b, .type = SE_OP_PAIR);
+    done(&b, b.s.wait_save, -ENOSPC); /* CLAIMING -> NONE */
+    alone(&b);
+    STEP(&b, .type = SE_OP_UNPAIR); /* ALONE -> NONE */
+    alone(&b); /* ALONE -> ENDED -> ALONE */
     STEP(&b, .type = SE_GUEST_LOST);
     STEP(&b, .type = SE_GUEST_ATTACHED, .guest = GUEST_RUNNING);
     is(&b, ST_ALONE);
@@ -1189,6 +983,8 @@ static void every_legal_move_was_walked(void **state)
     STEP(&b, .type = SE_GUEST_LOST);
     STEP(&b, .type = SE_GUEST_ATTACHED, .guest = GUEST_RUNNING);
     is(&b, ST_OUTDATED);
+    STEP(&b, .type = SE_OP_PROMOTE, .flag = true);
+    is(&b, ST_CLAIMING);
     start(&b, ROLE_NONE, 0, GUEST_FRESH);
     STEP(&b, .type = SE_GUEST_LOST);
     standby_syncing(&b);
@@ -1269,13 +1065,12 @@ int main(void)
         cmocka_unit_test(a_failed_capture_does_not_invite_the_standby_to_take_over),
         cmocka_unit_test(a_full_sync_ends_even_if_no_round_ever_fits_a_slot),
         cmocka_unit_test(no_more_epochs_are_in_flight_than_allowed),
-        cmocka_unit_test(a_first_claim_that_is_refused_changes_nothing),
-        cmocka_unit_test(a_first_claim_without_an_arbiter_changes_nothing),
-        cmocka_unit_test(a_claim_whose_guest_is_lost_leaves_no_trace_in_a_later_life),
-        cmocka_unit_test(unpair_while_protected_needs_a_grant_first),
-        cmocka_unit_test(shutdown_while_protected_needs_a_grant_or_leaves_output_held),
-        cmocka_unit_test(promote_needs_force_and_force_is_said),
-        cmocka_unit_test(a_guest_that_shuts_down_is_not_taken_over),
+        cmocka_unit_test(a_sync_that_does_not_end_leaves_the_generation_as_it_was),
+        cmocka_unit_test(a_generation_beyond_reach_is_refused),
+        cmocka_unit_test(a_qemu_that_does_not_answer_lets_the_standby_ask_first),
+        cmocka_unit_test(an_asking_standby_follows_an_active_that_was_granted),
+        cmocka_unit_test(a_standby_that_somebody_resumed_is_none),
+        cmocka_unit_test(an_outdated_guest_that_could_not_be_stopped_is_stopped_again),
         cmocka_unit_test(every_legal_move_was_walked),
     };
 
