@@ -380,6 +380,11 @@ int link_send_layout(struct link *link, uint64_t generation, const char *text, s
     return n < 0 ? (int)n : queue(link, link->layout_out, (size_t)n, false, NULL);
 }
 
+bool link_busy(const struct link *link)
+{
+    return link->nr > 0;
+}
+
 unsigned link_room(const struct link *link)
 {
     unsigned kept = LINK_SMALLS;

@@ -109,6 +109,9 @@ int link_send_reason(struct link *link, enum wire_type type, uint64_t generation
                      uint32_t code, const char *text);
 int link_send_layout(struct link *link, uint64_t generation, const char *text, size_t len);
 
+/** @return whether records wait that have not left: the peer has more of our bytes to come */
+bool link_busy(const struct link *link);
+
 /** Queue a record that was sealed in the caller's memory, which stays untouched until *ret_sent is true. */
 int link_send_sealed(struct link *link, const void *record, size_t len, bool *ret_sent);
 

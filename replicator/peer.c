@@ -205,5 +205,7 @@ void peer_send_heartbeat(struct daemon *d)
     };
     uint64_t epoch = daemon_is_standby(d) ? d->session.rx_complete : d->session.pipe.acked;
 
+    if (link_busy(&d->link))
+        return; /* what waits is a sign of life as well; heartbeats behind it would take the places of acks and epochs */
     link_send(&d->link, WIRE_HEARTBEAT, d->session.generation, epoch, &h, sizeof(h));
 }

@@ -27,7 +27,7 @@ import facts  # noqa: E402
 
 BUILD = os.path.abspath(os.environ.get("B", os.path.join(HERE, "..", "..", "build")))
 DEADLINE = 30.0
-PAGES = 2048
+PAGES = 4096
 HOSTS = ("a", "b")
 
 
@@ -41,7 +41,8 @@ class FakeQemu:
         self.left = PAGES
         self.output = None
         self.failing, self.deaf = set(), set()
-        self.noise = 0  # pages of noise, which no compression makes smaller, in each epoch
+        self.sync_noise = 0  # pages of noise, which no compression makes smaller, in the full sync
+        self.noise = 0       # and in each epoch
         self.said = []
         self.fds, self.named = [], {}
         self.slots = None
@@ -136,7 +137,8 @@ class FakeQemu:
         count = min(self.left, pages) if arguments["precopy"] else max(1, self.noise)
         arena = self.named["pollux-arena"]
         os.pwrite(arena, b"".join(struct.pack("<Q", PAGES - 1 - i) for i in range(count)), at)
-        os.pwrite(arena, os.urandom(4096 * min(self.noise, count)), at + index_bytes)
+        noise = self.sync_noise if arguments["precopy"] else self.noise
+        os.pwrite(arena, os.urandom(4096 * min(noise, count)), at + index_bytes)
         if arguments["precopy"]:
             self.left -= count
             return {"pages": count, "remaining": self.left, "complete": self.left == 0, "state-bytes": 0, "pause-ns": 0}
@@ -399,20 +401,32 @@ class Doors(Pair):
 
 
 class SlowLink(Pair):
-    """8 Mbit/s: a record of 64 pages takes 260 ms, the peer time-out is 150 ms."""
+    """A relay between the two, and no test yet."""
+
+    def protect(self, mbits_per_s, epochs, sync_noise=0, noise=0):
+        """Until so many epochs were acked, all in the protection that began first."""
+        relay = Relay(self.ports["b"], mbits_per_s * 1e6)
+        self.addCleanup(relay.close)
+        self.qemu["a"].sync_noise, self.qemu["a"].noise = sync_noise, noise
+        self.pair(relay.port)
+        self.wait("a", "protected", also=lambda status: status["acked"] >= epochs)
+        self.assertEqual(self.log().count("-> entering"), 1, self.log())
+
+
+class SlowRecords(SlowLink):
+    """At 8 Mbit/s a record of 64 pages takes 260 ms, and the peer time-out is 150 ms."""
     OPTIONS = ()
 
-    def protect(self, noise):
-        relay = Relay(self.ports["b"], 8e6)
-        self.addCleanup(relay.close)
-        self.qemu["a"].noise = noise
-        self.pair(relay.port)
-        return self.wait("a", "protected")
-
     def test_a_record_that_takes_longer_than_the_peer_time_out_is_no_silence(self):
-        self.protect(64)
-        self.wait("a", "protected", also=lambda status: status["acked"] >= 12)
-        self.assertEqual(self.log().count("-> protected"), 1, self.log())
+        self.protect(8, 12, noise=64)
+
+
+class ManyHeartbeats(SlowLink):
+    """Six megabytes may wait to be sent: that takes 600 ms here, the time of 120 heartbeats."""
+    OPTIONS = ("--heartbeat-ms", "5")
+
+    def test_heartbeats_leave_room_for_the_epoch_while_much_waits_to_be_sent(self):
+        self.protect(80, 4, noise=1600)
 
 
 if __name__ == "__main__":
