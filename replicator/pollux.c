@@ -530,7 +530,8 @@ static const struct verb verbs[] = {
     { "promote", "[--force]",
       "run the guest here",
       "Without --force the arbiter must grant it (otherwise code 106), and an active that is\n"
-      "alive is not stopped (code 107). With --force neither is asked: see what is printed then.",
+      "alive is not stopped (code 107). With --force an active is stopped, an arbiter that does\n"
+      "not answer is done without, and an outdated copy is run again: see what is printed then.",
       promote_rows, 60, run_promote },
     { "events", "[--json] [--since N | --new] [--count N] [--until STATE]",
       "follow what happens to the VM, a line each",

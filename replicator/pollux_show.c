@@ -216,6 +216,7 @@ void show_event(struct json_object *e)
 void show_risk(struct json_object *s)
 {
     struct json_object *peer = object(s, "peer"), *arbiter = object(s, "arbiter");
+    bool outdated = strcmp(show_text(s, "state", ""), "outdated") == 0;
 
     fprintf(stderr, "%s: this side is %s, generation %" PRIu64 ", and holds epoch %" PRIu64 ".\n",
             clean(s, "vm"), clean(s, "state"), number(s, "generation"), number(s, "acked"));
@@ -227,8 +228,9 @@ void show_risk(struct json_object *s)
                 clean(peer, "address"), real(peer, "last_seen_ms") / 1000);
     if (arbiter)
         fprintf(stderr, "The arbiter (%s) %s.\n", clean(arbiter, "address"),
-                yes(arbiter, "reachable") ? "answers: promote without --force is the safe way"
-                                          : "cannot be reached, so it has granted nothing");
+                !yes(arbiter, "reachable") ? "cannot be reached, so it has granted nothing"
+                : outdated                 ? "granted the guest to the other side, and will be asked to overrule that"
+                                           : "answers: promote without --force is the safe way");
     fprintf(stderr, "\nA forced promotion runs this copy without a grant. If the other side still "
                     "runs the guest, there are\n"
                     "two of it from then on: both answer clients, their disks drift apart, and "

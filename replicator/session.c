@@ -488,7 +488,7 @@ static void dispatch(struct session *s, const struct session_event *e)
     case SE_PEER_HELLO: on_peer_hello(s, e); break;
     case SE_PEER_LAYOUT: on_peer_layout(s, e); break;
     case SE_PEER_REFUSED: on_peer_refused(s, e); break;
-    case SE_PEER_GONE: session_lose_peer(s, "the active's QEMU is gone"); break;
+    case SE_PEER_GONE: session_lose_peer(s, "the active's QEMU is gone or hangs"); break;
     case SE_PEER_ENDED: on_peer_ended(s); break;
     case SE_PEER_ERROR:
         refuse(s, e->code ? e->code : 8, e->text ? e->text : "protocol error");

@@ -355,6 +355,12 @@ class CliTest(unittest.TestCase):
         self.assertIn('VM is "db", not "web"', r.stderr)
         self.assertEqual(d.seen, [{"cmd": "status"}] * 2)
 
+    def test_the_risk_of_an_outdated_copy_is_told_as_what_it_is(self):
+        self.daemon(good({**PROTECTED, "state": "outdated"}))
+        r = self.pollux("promote", "--force", code=107)
+        self.assertIn("granted the guest to the other side", r.stderr)
+        self.assertNotIn("the safe way", r.stderr)
+
     def test_forced_promote_with_the_name_is_sent(self):
         d = self.daemon(good(PROTECTED), good({}))
         self.pollux("promote", "--force", "--yes-i-accept-data-loss", "db", code=0)
