@@ -597,6 +597,7 @@ static int64_t tick(struct daemon *d)
     at = earlier(at, control_tick(&d->control, d->now_ns));
     at = earlier(at, link_tick(&d->link, d->now_ns));
     at = earlier(at, (int64_t)(announce(d) & INT64_MAX));
+    at = earlier(at, journal_tick(d));
     settle(d);
     return earlier(at, session_deadline(&d->session));
 }

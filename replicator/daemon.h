@@ -27,8 +27,11 @@
 
 #define DAEMON_ADDRESS_BYTES 64
 #define DAEMON_GUESTS_MAX 16
-#define JOURNAL_EVENTS 256
 #define MS INT64_C(1000000)
+#define JOURNAL_EVENTS 256
+#define JOURNAL_NOTE_TYPES 4
+#define JOURNAL_NOTES 30                  /* of one type at once; then one in */
+#define JOURNAL_NOTE_NS (10000 * MS)
 
 enum daemon_slot {
     SLOT_SIGNAL,
@@ -85,6 +88,13 @@ struct journal_event {
     char *line; /* JSON text */
 };
 
+/* Notes of one type; see journal_note(). */
+struct journal_limit {
+    int64_t full_at_ns; /* when JOURNAL_NOTES may be told at once again */
+    unsigned left_out;
+    enum log_level level; /* of the last one left out */
+};
+
 struct daemon {
     struct daemon_options options;
     struct loop loop;
@@ -129,6 +139,7 @@ struct daemon {
     uint64_t journal_seq;
     char note[WIRE_TEXT_MAX_BYTES + 1]; /* the last note: the same one is not told again at once */
     int64_t note_ns;
+    struct journal_limit limit[JOURNAL_NOTE_TYPES];
 };
 
 /** @return whether epochs are received here: rx_* of the session count, not its pipe */
@@ -156,7 +167,18 @@ struct json_object *status_json(struct daemon *d);
 
 /* journal.c: events for operators, as JSON lines and in the log */
 void journal_state(struct daemon *d, const struct session_action *a);
+/**
+ * Tell what is worth a line. Strangers and faults that come again and again cannot flood the log: what is beyond
+ * JOURNAL_NOTES of one type, and one in JOURNAL_NOTE_NS, is left out, and how many were is told when it is over.
+ * @param d      the daemon
+ * @param level  for the log
+ * @param type   "note", "refused", "layout", "arbiter"
+ * @param text   one line
+ */
 void journal_note(struct daemon *d, enum log_level level, const char *type, const char *text);
+
+/** Tell how many notes were left out, where no more come. @return INT64_MAX or when to call again */
+int64_t journal_tick(struct daemon *d);
 void journal_promoted(struct daemon *d);
 void journal_replay(struct daemon *d, unsigned client, uint64_t since);
 void journal_time(char *ret, size_t cap);

@@ -64,19 +64,72 @@ void journal_state(struct daemon *d, const struct session_action *a)
     publish(d, o);
 }
 
+static const char *const note_types[JOURNAL_NOTE_TYPES] = { "note", "refused", "layout", "arbiter" };
+
+static void tell(struct daemon *d, enum log_level level, const char *type, const char *text)
+{
+    struct json_object *o = new_event(d, type);
+
+    log_line(level, "%s: %s", d->options.vm, text);
+    json_object_object_add(o, "text", json_object_new_string(text));
+    publish(d, o);
+}
+
+static void tell_left_out(struct daemon *d, struct journal_limit *limit)
+{
+    const char *type = note_types[limit - d->limit];
+    char text[80];
+
+    if (!limit->left_out)
+        return;
+    snprintf(text, sizeof(text), "%u more of type \"%s\" were left out here", limit->left_out, type);
+    limit->left_out = 0;
+    tell(d, limit->level, type, text);
+}
+
+/* When so many may be told at once: the places come back one by one. */
+static int64_t places_at(const struct journal_limit *limit, unsigned places)
+{
+    return limit->full_at_ns - (JOURNAL_NOTES - places) * JOURNAL_NOTE_NS;
+}
+
+int64_t journal_tick(struct daemon *d)
+{
+    int64_t first = INT64_MAX;
+
+    for (unsigned i = 0; i < JOURNAL_NOTE_TYPES; i++) {
+        struct journal_limit *limit = &d->limit[i];
+        int64_t at = places_at(limit, 2); /* nobody took the first */
+
+        if (limit->left_out && at <= d->now_ns)
+            tell_left_out(d, limit);
+        else if (limit->left_out && at < first)
+            first = at;
+    }
+    return first;
+}
+
 void journal_note(struct daemon *d, enum log_level level, const char *type, const char *text)
 {
-    struct json_object *o;
+    struct journal_limit *limit;
+    unsigned kind = 0;
 
+    while (kind < JOURNAL_NOTE_TYPES - 1 && strcmp(note_types[kind], type) != 0)
+        kind++;
+    limit = &d->limit[kind];
     /* What is tried again twice a second, and strangers who knock, must not flood the log: once a minute is enough. */
     if (d->note_ns && d->now_ns - d->note_ns < NOTE_AGAIN_NS && strcmp(d->note, text) == 0)
         return;
     snprintf(d->note, sizeof(d->note), "%s", text);
     d->note_ns = d->now_ns;
-    o = new_event(d, type);
-    log_line(level, "%s: %s", d->options.vm, text);
-    json_object_object_add(o, "text", json_object_new_string(text));
-    publish(d, o);
+    if (places_at(limit, 1) > d->now_ns) {
+        limit->left_out++;
+        limit->level = level;
+        return;
+    }
+    tell_left_out(d, limit);
+    limit->full_at_ns = (limit->full_at_ns > d->now_ns ? limit->full_at_ns : d->now_ns) + JOURNAL_NOTE_NS;
+    tell(d, level, type, text);
 }
 
 static double ms_between(int64_t from, int64_t to)

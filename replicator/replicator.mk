@@ -35,6 +35,11 @@ $(B)/tests/unit/test_loop: tests/unit/test_loop.c $(B)/replicator/loop.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(STD) -I. $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) -lcmocka -luring
 
+UNIT_TESTS += $(B)/tests/unit/test_journal
+$(B)/tests/unit/test_journal: tests/unit/test_journal.c $(addprefix $(B)/replicator/,journal.o session_table.o)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(STD) -I. $(LDFLAGS) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) -lcmocka -ljson-c
+
 UNIT_TESTS += $(B)/tests/unit/test_saver
 $(B)/tests/unit/test_saver: tests/unit/test_saver.c $(addprefix $(B)/replicator/,saver.o statefile.o keyfile.o)
 	@mkdir -p $(@D)
