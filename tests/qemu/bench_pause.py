@@ -147,8 +147,9 @@ def main():
             print("%6d pages: pause p10 %6.0f p50 %6.0f p99 %6.0f us; stop %4.0f sync %4.0f copy "
                   "%6.0f state %4.0f start %4.0f; state %d bytes; memcpy %.0f ns/page%s" %
                   (pages, line["pause_p10_us"], line["pause_p50_us"], line["pause_p99_us"],
-                   line["stop_p50_us"], line["sync_p50_us"], line["copy_p50_us"], line["state_p50_us"],
-                   line["start_p50_us"], line["state_bytes"], line["memcpy_page_ns"],
+                   line["stop_p50_us"], line["sync_p50_us"], line["copy_p50_us"],
+                   line["state_p50_us"], line["start_p50_us"], line["state_bytes"],
+                   line["memcpy_page_ns"],
                    "; ratio %.2f, at p10 %.2f" % (line["ratio"], line["ratio_p10"])
                    if pages else ""), flush=True)
     if options.json:

@@ -43,7 +43,8 @@ protected:
         movw    $0, 0x7003
         movl    $0x000c4500, APIC + 0x300       # INIT to all but self
         # The others need about 10 ms to come up.  Time, not a count: a KVM without hardware support
-        # for 32-bit code interprets each instruction, and a count that is long enough here takes it 14 s.
+        # for 32-bit code interprets each instruction, and a count that is long enough here takes
+        # it 14 s.
         rdtsc
         movl    %eax, %ecx
 1:      pause

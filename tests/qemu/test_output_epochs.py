@@ -10,6 +10,7 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from output_lab import (E1000, Machine, Ne2k, Rtl8139, Session, Virtio, frame, number_of,
                         run_tests)
+from vm import Deadline
 
 BUFFER = "checkpoint-buffer,id=cb0,netdev=n0"
 
@@ -123,7 +124,8 @@ class Epochs(unittest.TestCase):
             nic, sink = Virtio(m, 4), m.sinks["n0"]
             nic.send(*[frame(i) for i in range(50)], wait=False)
             got = []
-            while len(got) < 50:
+            deadline = Deadline("50 frames")
+            while len(got) < 50 and deadline:
                 if len(got) < 48:
                     self.assertEqual(m.qmp.event("CHECKPOINT_OUTPUT_FULL")["data"]["packets"], 8)
                 answer = s.capture()

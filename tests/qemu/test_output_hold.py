@@ -13,8 +13,8 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from output_lab import (E1000, GUEST_MAC, Machine, Ne2k, QmpError, Rtl8139, Virtio, frame,
-                        number_of, run_tests)
+from output_lab import (DEADLINE_S, E1000, GUEST_MAC, Machine, Ne2k, QmpError, Rtl8139, Virtio,
+                        frame, number_of, run_tests)
 
 MODELS = [E1000, Rtl8139, Ne2k, Virtio]
 BUFFER = "checkpoint-buffer,id=cb0,netdev=n0"
@@ -171,9 +171,11 @@ class Hold(unittest.TestCase):
             m.qmp("checkpoint-release", epoch=0)
             self.assertGreater(m.held(), 0)
             data = b""
-            far.settimeout(20)
+            far.settimeout(DEADLINE_S)
             while len(data) < 300 * 1404:
-                data += far.recv(65536)
+                part = far.recv(65536)
+                self.assertTrue(part, "QEMU closed the connection")
+                data += part
             got = [data[i + 4:i + 1404] for i in range(0, len(data), 1404)]
             self.assertEqual(got, [frame(j, 1400) for j in range(300)])
         far.close()
@@ -322,7 +324,7 @@ class Objects(unittest.TestCase):
         with machine(E1000) as m:
             E1000(m, 4).send(frame(0))
             m.qmp("quit")
-            m.process.wait(20)
+            m.process.wait(DEADLINE_S)
             self.assertFalse(m.sinks["n0"].ready())
 
     def test_another_filter_sees_output_only_when_released(self):

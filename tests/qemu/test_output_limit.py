@@ -12,6 +12,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from output_lab import E1000, Machine, Rtl8139, Virtio, frame, number_of, run_tests
+from vm import Deadline
 
 
 def machine(model, limits, *more):
@@ -42,7 +43,8 @@ class Limit(unittest.TestCase):
                 nic, sink = Virtio(m, 4), m.sinks["n0"]
                 nic.send(*[frame(i) for i in range(100)], wait=False)
                 got, stops = [], 0
-                while len(got) < 100:
+                deadline = Deadline("100 frames")
+                while len(got) < 100 and deadline:
                     held = m.held()
                     self.assertLessEqual(held, most)
                     if len(got) + held < 100 or held == most:
@@ -113,17 +115,18 @@ class Limit(unittest.TestCase):
         with machine(Virtio, "max-packets=2000") as m:
             nic, sink = Virtio(m, 4), m.sinks["n0"]
             sent = 0
-            while m.running():
+            deadline = Deadline("the limit, and then every frame")
+            while m.running() and deadline:
                 nic.send(*[frame(sent + i) for i in range(100)], wait=False)
                 sent += 100
-                while nic.used() < sent and m.running():
+                while nic.used() < sent and m.running() and deadline:
                     pass
                 m.qmp("checkpoint-release", epoch=0)
                 self.assertLess(sent, 5000)
             self.full(m)
             self.assertEqual(m.held(), 2000)
             got = []
-            while len(got) < sent:
+            while len(got) < sent and deadline:
                 m.qmp("checkpoint-release", epoch=0)
                 if sink.ready(0.05):
                     got += [number_of(f) for f in sink.all_now()]

@@ -13,6 +13,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from output_lab import Machine, run_tests
+from vm import Deadline
 
 MAC = bytes.fromhex("525400123456")
 
@@ -42,14 +43,16 @@ class Tcg(unittest.TestCase):
                 self.assertEqual(m.qmp("checkpoint-release", epoch=0)["packets"], held)
                 frames = sink.frames(held)
                 m.qmp("cont")
-                while not any(is_dhcp_discover(f) for f in frames):
+                deadline = Deadline("a DHCP discover")
+                while not any(is_dhcp_discover(f) for f in frames) and deadline:
                     m.qmp.event("CHECKPOINT_OUTPUT_FULL", 60)
                     frames += sink.frames(m.qmp("checkpoint-release", epoch=0)["packets"])
                     m.qmp("cont")
 
     def test_control_mode_pass_shows_the_send_at_once(self):
         with self.boot("e1000", ",mode=pass") as m:
-            while not is_dhcp_discover(m.sinks["n0"].frame(60)):
+            deadline = Deadline("a DHCP discover")
+            while not is_dhcp_discover(m.sinks["n0"].frame(60)) and deadline:
                 pass
             self.assertTrue(m.running())
 

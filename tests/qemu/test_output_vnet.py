@@ -15,7 +15,7 @@ import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from output_lab import (GUEST_MAC, Machine, QmpError, Tap, Virtio, frame, number_of, own_netns,
+from output_lab import (DEADLINE_S, GUEST_MAC, Machine, QmpError, Tap, Virtio, frame, number_of, own_netns,
                         run_tests)
 
 NEEDS_CSUM, GSO_TCPV4 = 1, 1
@@ -36,9 +36,11 @@ def tcp_segment(size):
 
 def vhost_user_backend(listener):
     """A vhost-user back end that offers nothing: enough for QEMU to take it for one."""
+    listener.settimeout(DEADLINE_S)
     with listener:
         sock, _ = listener.accept()
     with sock:
+        sock.settimeout(DEADLINE_S)
         while True:
             head = sock.recv(12)
             if len(head) < 12:
@@ -159,7 +161,7 @@ class Vnet(unittest.TestCase):
                      "-netdev", "vhost-user,id=n0,chardev=c0") as m:
             with self.assertRaisesRegex(QmpError, "vhost=off"):
                 self.hold(m)
-        backend.join(20)
+        backend.join(2 * DEADLINE_S)
         self.assertFalse(backend.is_alive())
 
 

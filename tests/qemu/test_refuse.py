@@ -4,7 +4,7 @@
 
 import os
 
-from support import Registry, protect, refused
+from support import Registry, refused
 from vm import PAGE
 
 TESTS = Registry()
@@ -92,9 +92,7 @@ def standby_of_a_running_guest_is_refused(t):
 
 @TESTS.add
 def wrong_capture_arguments_are_refused_and_the_guest_goes_on(t):
-    vm = t.running()
-    arena = t.arena()
-    protect(vm, arena)
+    vm, _, _ = t.protected()
     refused("executes epoch 2", vm.capture, 0, 1)
     refused("executes epoch 2", vm.capture, 0, 3)
     refused("no slot 2", vm.capture, 2, 2)
@@ -169,9 +167,7 @@ def device_that_cannot_be_migrated_is_named(t):
 
 @TESTS.add
 def device_add_and_device_del_are_refused_during_a_session(t):
-    vm = t.running(extra=["-device", "virtio-rng-pci,id=r"])
-    arena = t.arena()
-    protect(vm, arena)
+    vm, _, _ = t.protected(extra=["-device", "virtio-rng-pci,id=r"])
     refused("checkpoint-stop", vm.qmp.execute, "device_add", driver="virtio-rng-pci", id="x")
     refused("checkpoint-stop", vm.qmp.execute, "device_del", id="r")
     assert vm.capture(0, 2)["complete"]
@@ -181,9 +177,7 @@ def device_add_and_device_del_are_refused_during_a_session(t):
 
 @TESTS.each(change=("section", "ram"))
 def new_state_or_memory_during_a_session_fails_it(t, change):
-    vm = t.running()
-    arena = t.arena()
-    protect(vm, arena)
+    vm, _, _ = t.protected()
     if change == "section":
         vm.qmp.execute("netdev_add", type="user", id="n7")
     else:

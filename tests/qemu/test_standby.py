@@ -2,7 +2,7 @@
 #
 # test_standby.py - a standby that was given captured epochs continues the guest
 
-from support import (BS_MACHINES, Registry, assert_equal_memory, capture_all, final_capture,
+from support import (BS_MACHINES, Registry, assert_equal_memory, capture_all, check_memory,
                      hand_over, need_kvm, protect, refused)
 from vm import PAGE
 
@@ -20,9 +20,8 @@ def promoted(t, machine="pc", accel="tcg", cpus=1, epochs=5):
     assert blocks == shadow.blocks
     epoch = vm.qmp.execute("query-checkpoint")["epoch"]
     vm.qmp.execute("stop")
-    result = capture_all(vm, arena, shadow, epoch, slot=0)
-    slot = 0 if result["pages"] <= arena.slot_pages else 1
-    hand_over(arena, shadow, result, slot, standby, arena2)
+    result = capture_all(vm, arena, shadow, epoch)
+    hand_over(arena, shadow, result, standby, arena2)
     assert_equal_memory(shadow, standby)
     standby.qmp.execute("checkpoint-load", slot=0, state_bytes=result["state-bytes"])
     assert standby.qmp.execute("query-checkpoint")["role"] == "none"
@@ -65,8 +64,7 @@ def promoted_guest_can_be_protected_again(t, machine):
     standby.wait_counting()
     arena = t.arena()
     shadow, _ = protect(standby, arena, 10)
-    final_capture(standby, arena, shadow)
-    assert_equal_memory(shadow, standby)
+    check_memory(standby, arena, shadow)
 
 
 @TESTS.add
@@ -82,7 +80,7 @@ def former_active_is_a_standby_after_a_reset(t):
     vm.start("standby", arena2)
     standby.qmp.execute("stop")
     result = capture_all(standby, arena, shadow, 4)
-    hand_over(arena, shadow, result, 0, vm, arena2)
+    hand_over(arena, shadow, result, vm, arena2)
     vm.qmp.execute("checkpoint-load", slot=0, state_bytes=result["state-bytes"])
     count = len(vm.counters())
     vm.qmp.execute("cont")

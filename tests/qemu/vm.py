@@ -42,6 +42,23 @@ MACHINES = {
 }
 
 
+class Deadline:
+    """True until its time is over, then it raises: the condition of a loop that waits.
+
+    Only against a hang: far more time than a slow and busy machine needs.
+    """
+
+    def __init__(self, what, timeout_s=120):
+        self.what = what
+        self.timeout_s = timeout_s
+        self.end = time.monotonic() + timeout_s
+
+    def __bool__(self):
+        if time.monotonic() > self.end:
+            raise TimeoutError("not within %g s: %s" % (self.timeout_s, self.what))
+        return True
+
+
 def qemu_binary():
     return os.environ.get("POLLUX_QEMU", "qemu-system-x86_64")
 
@@ -125,7 +142,13 @@ class Vm:
         self.wait_serial(lambda: len(self.counters()) >= have + lines, timeout_s)
 
     def start(self, role, arena, **more):
-        """checkpoint-start; returns the blocks."""
+        """checkpoint-start; returns the blocks.
+
+        A guest that waits for the next slot waits for this program, which may be slow: only the
+        tests of that time-out have a short one.
+        """
+        if role == "active":
+            more.setdefault("pause_timeout_ms", 60000)
         self.qmp.execute("getfd", fd=arena.fd, fdname="arena")
         return self.qmp.execute("checkpoint-start", role=role, arena="arena", slots=arena.slots,
                                 slot_pages=arena.slot_pages, state_max=arena.state_max,
