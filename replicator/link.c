@@ -87,13 +87,17 @@ int link_listen(struct link *link, const char *address)
     return 0;
 }
 
-/* A record waits for nobody (Nagle), and bytes that nobody acknowledges do not wait for minutes. */
+/*
+ * A record waits for nobody (Nagle), bytes that nobody acknowledges do not wait for minutes, and what a slow link
+ * cannot take yet waits here, where it is known of, and not in megabytes of the kernel's buffer.
+ */
 static void tune(int fd)
 {
-    int one = 1, user_timeout_ms = 10000;
+    int one = 1, user_timeout_ms = 10000, unsent_bytes = 1 << 20;
 
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms, sizeof(user_timeout_ms));
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent_bytes, sizeof(unsent_bytes));
 }
 
 static void reset(struct link *link)

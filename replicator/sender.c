@@ -122,6 +122,8 @@ void sender_stop(struct sender *s)
     }
     s->queued = s->made;
     pthread_mutex_unlock(&s->lock);
+    for (uint64_t i = s->freed; i < s->made; i++)
+        at(s, i)->frees_slot = false; /* whoever has the slot next is not told of it */
 }
 
 void sender_start(struct sender *s, struct arena *arena, const struct codec_blocks *blocks, uint64_t generation)
@@ -147,8 +149,6 @@ static struct sender_batch *reserve(struct sender *s, const struct sender_job *j
 {
     struct sender_batch *b;
 
-    while (s->freed < s->queued && at(s, s->freed)->sent)
-        s->freed++;
     if (s->made - s->freed == SENDER_BATCHES)
         return NULL;
     b = at(s, s->made);
@@ -298,7 +298,16 @@ static int queue_body(struct sender *s, struct sender_batch *b)
     return link_send_sealed(s->link, b->buf, (size_t)len, &b->sent);
 }
 
-static int queue_encoded(struct sender *s, unsigned *ret_free)
+/* What has left gives its places in the ring free, and its slot if it was the last of it. */
+static void collect(struct sender *s, unsigned *ret_free)
+{
+    for (; s->freed < s->queued && at(s, s->freed)->sent; s->freed++) {
+        if (at(s, s->freed)->frees_slot)
+            *ret_free |= 1u << at(s, s->freed)->slot;
+    }
+}
+
+static int queue_encoded(struct sender *s)
 {
     while (s->queued < s->made && link_room(s->link) > 0) {
         struct sender_batch *b = at(s, s->queued);
@@ -311,8 +320,6 @@ static int queue_encoded(struct sender *s, unsigned *ret_free)
         if (!encoded)
             break;
         s->queued++;
-        if (b->frees_slot)
-            *ret_free |= 1u << b->slot;
         rc = b->kind == SENDER_BEGIN ? queue_begin(s, b)
              : b->kind == SENDER_END ? queue_end(s, b)
                                      : queue_body(s, b);
@@ -324,8 +331,9 @@ static int queue_encoded(struct sender *s, unsigned *ret_free)
 
 int sender_pump(struct sender *s, unsigned *ret_free)
 {
-    int rc = queue_encoded(s, ret_free);
+    int rc = queue_encoded(s);
 
+    collect(s, ret_free);
     while (rc == 0 && s->nr_jobs) {
         struct sender_job *job = &s->job[s->job_head];
         uint64_t before = s->made;
@@ -340,7 +348,8 @@ int sender_pump(struct sender *s, unsigned *ret_free)
             s->job_head = (s->job_head + 1) % SENDER_JOBS;
             s->nr_jobs--;
         }
-        rc = queue_encoded(s, ret_free);
+        rc = queue_encoded(s);
+        collect(s, ret_free);
         if (!whole)
             break;
     }

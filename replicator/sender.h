@@ -4,7 +4,8 @@
  *
  * Owns: a ring of batches (each with its own buffer), and the worker threads that encode them. The
  * loop's thread alone seals and queues, in ring order, so records leave in order whatever the
- * workers' timing. A slot is done when its last batch is encoded: nothing reads the arena after that.
+ * workers' timing. A slot is free when its last batch has left, not when it is encoded: the session takes no free
+ * slot for a backlog, and begins to hold output when the full sync has gone out, not when it is ready to.
  *
  * Backpressure: when the peer does not take what is queued, no batch is free, the slot stays busy, and
  * the session captures no further. Memory is fixed at start.
@@ -93,7 +94,7 @@ int sender_add(struct sender *s, const struct sender_job *job);
 
 /**
  * Go on: make batches, seal and queue what is encoded.
- * @param ret_free     slots that are done now are or-ed in, as a bit mask
+ * @param ret_free     slots that are free now are or-ed in, as a bit mask
  * @return 0; -EPROTO when QEMU's index names a page that does not exist; -ENOTCONN, -ENOBUFS from the link
  */
 int sender_pump(struct sender *s, unsigned *ret_free);

@@ -176,11 +176,12 @@ class Relay:
         self.thread.start()
 
     def keep(self, sock):
-        """So that close() ends whoever waits on it; with small buffers, as what fills them is not on its way yet."""
+        """So that close() ends whoever waits on it. Small buffers, as what fills them is on no way; but some of loopback's
+        segments of 64 KB."""
         with self.lock:
             self.socks.append(sock)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, 65536)
+            sock.setsockopt(socket.SOL_SOCKET, option, 262144)
         return sock
 
     def serve(self):
@@ -200,7 +201,7 @@ class Relay:
         """Until one of the two ends, which ends both."""
         due = time.monotonic()
         with contextlib.suppress(OSError):
-            while data := source.recv(4096):
+            while data := source.recv(16384):
                 if self.pace:
                     due = max(due, time.monotonic() - 0.01) + len(data) / self.pace
                     self.closing.wait(max(0.0, due - time.monotonic()))
@@ -422,11 +423,19 @@ class SlowRecords(SlowLink):
 
 
 class ManyHeartbeats(SlowLink):
-    """Six megabytes may wait to be sent: that takes 600 ms here, the time of 120 heartbeats."""
+    """Six megabytes may wait to be sent: that takes 800 ms here, the time of 160 heartbeats."""
     OPTIONS = ("--heartbeat-ms", "5")
 
     def test_heartbeats_leave_room_for_the_epoch_while_much_waits_to_be_sent(self):
-        self.protect(80, 4, noise=1600)
+        self.protect(60, 4, noise=2000)
+
+
+class Backlog(SlowLink):
+    """At 40 Mbit/s the full sync takes 3.4 s; the standby must ack epoch 1 within a second from when output is held."""
+    OPTIONS = ("--hold-freeze-ms", "1000")
+
+    def test_output_is_not_held_while_the_full_sync_still_waits_to_be_sent(self):
+        self.protect(40, 12, sync_noise=PAGES)
 
 
 if __name__ == "__main__":
