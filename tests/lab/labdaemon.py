@@ -14,6 +14,7 @@ import labqmp
 from labstate import LabError
 
 VM = "guest"
+ANSWER_DEADLINE_S = 15
 
 
 def check_programs():
@@ -67,7 +68,7 @@ def peer_address(host):
 class Control:
     """One connection to a polluxd's control socket."""
 
-    def __init__(self, path, timeout_s=5):
+    def __init__(self, path, timeout_s=ANSWER_DEADLINE_S):
         self.path = path
         self.timeout_s = timeout_s
         try:
@@ -100,7 +101,7 @@ class Control:
         return answer.get("result")
 
 
-def status(directory, timeout_s=5):
+def status(directory, timeout_s=ANSWER_DEADLINE_S):
     """polluxd's status object."""
     with Control(os.path.join(directory, "control.sock"), timeout_s) as control:
         return control.ask("status")

@@ -42,29 +42,22 @@ def reap():
             _children.discard(pid)
 
 
-def in_host(space):
-    """Pids of all processes in a namespace (by the identity of the namespace, not by any name)."""
-    try:
-        identity = os.stat(labnet.namespace_path(space))
-    except FileNotFoundError:
-        return []
-    pids = []
+def by_namespace(identities):
+    """(pid, identity) of every process in network namespaces that are known by (device, inode)."""
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         try:
-            found = os.stat(f"/proc/{entry}/ns/net")
+            info = os.stat(f"/proc/{entry}/ns/net")
         except OSError:
             continue
-        if (found.st_dev, found.st_ino) == (identity.st_dev, identity.st_ino) and start_time(
-            int(entry)
-        ) is not None:
-            pids.append(int(entry))
-    return pids
+        identity = (info.st_dev, info.st_ino)
+        if identity in identities and start_time(int(entry)) is not None:
+            yield int(entry), identity
 
 
 def in_any_host(spaces):
-    """{namespace: pids} in one walk over /proc."""
+    """{namespace: pids} of those that exist, in one walk over /proc."""
     wanted = {}
     for space in spaces:
         try:
@@ -73,16 +66,14 @@ def in_any_host(spaces):
         except FileNotFoundError:
             pass
     result = {space: [] for space in wanted.values()}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                info = os.stat(f"/proc/{entry}/ns/net")
-            except OSError:
-                continue
-            space = wanted.get((info.st_dev, info.st_ino))
-            if space and start_time(int(entry)) is not None:
-                result[space].append(int(entry))
+    for pid, identity in by_namespace(wanted):
+        result[wanted[identity]].append(pid)
     return result
+
+
+def in_host(space):
+    """Pids of all processes in a namespace (by the identity of the namespace, not by any name)."""
+    return in_any_host([space]).get(space, [])
 
 
 def signal_host(space, number, deadline_s=END_DEADLINE_S):

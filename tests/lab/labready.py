@@ -166,7 +166,7 @@ def wait_first_frame(lab, host, timeout_s):
                     f"QEMU on host {host} ended before the first frame. The end of "
                     f"{log}:\n{labproc.tail(log)}"
                 )
-            if not ready:
+            if not ready or left <= 0:
                 raise LabError(
                     f"no frame from the guest within {timeout_s:g} s. The end of "
                     f"{log}:\n{labproc.tail(log)}"

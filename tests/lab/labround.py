@@ -296,35 +296,13 @@ class Round:
 
     def _start_worker(self, lab, out):
         progress = str(REPLIES[self.workload]["progress"])
+        common = (labnet.guest_ip(), "--out", out, "--seconds", "600", "--progress", progress)
         if self.workload == "nginx":
-            return self._start(
-                lab,
-                "http",
-                "http_client.py",
-                labnet.guest_ip(),
-                "--out",
-                out,
-                "--seconds",
-                "600",
-                "--progress",
-                progress,
-            )
+            return self._start(lab, "http", "http_client.py", *common)
+        timeout_s = "3" if self.settings["unsafe"] else "30"
         return self._start(
-            lab,
-            "incr",
-            "incr_client.py",
-            labnet.guest_ip(),
-            "--key",
-            KEY,
-            "--out",
-            out,
-            "--seconds",
-            "600",
-            "--progress",
-            progress,
-            "--reconnect",
-            "--reply-timeout",
-            "3" if self.settings["unsafe"] else "30",
+            *(lab, "incr", "incr_client.py", *common, "--key", KEY, "--reconnect"),
+            *("--reply-timeout", timeout_s),
         )
 
     def _work(self, lab):
@@ -345,7 +323,7 @@ class Round:
             labnet.guest_ip(),
             "--probe-on-signal",
         )
-        sniff.wait(lambda line: line.get("ready"), "start", 10)
+        sniff.wait(lambda line: line.get("ready"), "start")
         begin_ns = time.monotonic_ns()
         worker = self._start_worker(lab, replies)
         worker.wait(lambda line: line[counter] >= counts["before"], f"reply {counts['before']}")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""scenario.py - what the scenario tests share: labs with pairs, watchers of the guest, waiting, and what is left behind
+"""scenario.py - what the scenario tests share: labs with pairs, watchers of the guest, waiting, and
+what is left behind
 
-Theory of operation. A scenario is a story told to one lab: set-up, then facts, each `with self.fact("..."):`. A
-fact that fails prints the logs of all daemons and ends its story, since what follows would rest on it. Every
-lab is in LIVE from before it is made until nothing is left of it, so that a signal, too, ends all of them.
+Theory of operation. A scenario is a story told to one lab: set-up, then facts, each
+`with self.fact("..."):`. A fact that fails prints the logs of all daemons and ends its story, since
+what follows would rest on it. Every lab is in LIVE from before it is made until nothing is left of
+it, so that a signal, too, ends all of them.
 
 Owns: the labs and processes it starts. Waits for events with deadlines, never for time alone.
 """
@@ -57,14 +59,12 @@ class Reported(AssertionError):
 
 
 class Follower:
-    """A program in the client host that prints JSON lines; its lines are counted and the last kept."""
+    """A program in the client host that prints JSON lines; they are counted and the last kept."""
 
     def __init__(self, lab, argv, key):
         self.key = key
         self.last = None
-        self.first_ns = None
         self.lines = 0
-        self.at_ns = 0
         self.changed = threading.Condition()
         self.errors = open(
             lab.path("client", f"follower-{next(_number)}.log"), "w+", encoding="utf-8"
@@ -90,7 +90,6 @@ class Follower:
                     self.note(value)
                     self.last = value
                     self.lines += 1
-                    self.at_ns = time.monotonic_ns()
                 self.summary = value
                 self.changed.notify_all()
         with self.changed:
@@ -99,18 +98,33 @@ class Follower:
     def note(self, value):
         """Called for every line with the key."""
 
+    def _wait(self, come, timeout_s, complaint):
+        """Waits, holding `changed`, until come() is true."""
+        deadline = time.monotonic() + timeout_s
+        while not come():
+            left = deadline - time.monotonic()
+            if left <= 0 or not self.thread.is_alive():
+                raise LabError(f"{complaint()} within {timeout_s} s, the last: {self.last}")
+            self.changed.wait(left)
+
     def wait_more(self, count, timeout_s=STEP_S, what="lines"):
         """Waits until `count` more lines than now have come."""
         with self.changed:
             goal = self.lines + count
-            deadline = time.monotonic() + timeout_s
-            while self.lines < goal:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self.thread.is_alive():
-                    raise LabError(
-                        f"only {self.lines + count - goal} of {count} {what} came within {timeout_s} s: {self.last}"
-                    )
-                self.changed.wait(left)
+            self._wait(
+                lambda: self.lines >= goal,
+                timeout_s,
+                lambda: f"only {self.lines + count - goal} of {count} {what} came",
+            )
+
+    def wait_last(self, good, what, timeout_s=STEP_S):
+        """Waits until the newest line is good(line)."""
+        with self.changed:
+            self._wait(
+                lambda: self.last is not None and good(self.last),
+                timeout_s,
+                lambda: f"no line with {what} came",
+            )
 
     def end(self, timeout_s=STEP_S):
         """Ends it (SIGTERM) and returns its summary, the last line."""
@@ -120,7 +134,7 @@ class Follower:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.thread.join(5)
+        self.thread.join(timeout_s)
         self.process.stdout.close()
         self.errors.close()
         return self.summary
@@ -131,6 +145,8 @@ class Frames(Follower):
 
     def __init__(self, lab):
         self.counters = set()
+        self.times_s = []
+        self.begin_s = float("inf")
         self.faults = []
         self.repeated = 0
         super().__init__(
@@ -149,11 +165,22 @@ class Frames(Follower):
         )
 
     def note(self, value):
-        """Which frames came twice: one that only came late was seen once."""
+        """Which frames came twice: one that only came late was seen once. And when they came."""
+        self.times_s.append(value["t"])
+        # The watcher's clock begins with it: as early as the line that was read soonest says.
+        self.begin_s = min(self.begin_s, time.monotonic() - value["t"])
         self.repeated += value["counter"] in self.counters
         self.counters.add(value["counter"])
         if value["faults"]:
             self.faults.append(value)
+
+    def since(self, moment_s):
+        """How many frames have come after a moment of time.monotonic(), however late they are read.
+
+        To some milliseconds; so the moment must not be one at which frames may still leave.
+        """
+        with self.changed:
+            return sum(self.begin_s + t > moment_s for t in self.times_s)
 
     def flow(self, count=100, timeout_s=STEP_S):
         """The guest is in service: `count` more frames come."""
@@ -166,48 +193,33 @@ class Frames(Follower):
         return summary
 
 
-class Increments(Follower):
+class Client(Follower):
+    """A client of the guest's service that prints a line after every so many answers."""
+
+    def __init__(self, lab, program, progress, nic=0, more=()):
+        self.progress = progress
+        path = os.path.join(CLIENTS, program)
+        common = ["--seconds", "600", "--progress", str(progress)]
+        super().__init__(lab, [path, labnet.guest_ip(nic), *common, *more], "at_ns")
+
+    def flow(self, count=100, timeout_s=STEP_S):
+        """The guest is in service: about `count` more answers come."""
+        lines = max(1, count // self.progress)
+        self.wait_more(lines, timeout_s, f"lines of {self.progress} answers")
+
+
+class Increments(Client):
     """INCR on one connection, every reply checked."""
 
     def __init__(self, lab, nic=0, key="pollux"):
-        super().__init__(
-            lab,
-            [
-                os.path.join(CLIENTS, "incr_client.py"),
-                labnet.guest_ip(nic),
-                "--key",
-                key,
-                "--seconds",
-                "600",
-                "--progress",
-                "10",
-            ],
-            "at_ns",
-        )
-
-    def flow(self, count=100, timeout_s=STEP_S):
-        self.wait_more(max(1, count // 10), timeout_s, "tens of replies")
+        super().__init__(lab, "incr_client.py", 10, nic, ("--key", key))
 
 
-class Pages(Follower):
+class Pages(Client):
     """curl in a loop, every page compared."""
 
     def __init__(self, lab):
-        super().__init__(
-            lab,
-            [
-                os.path.join(CLIENTS, "http_client.py"),
-                labnet.guest_ip(),
-                "--seconds",
-                "600",
-                "--progress",
-                "5",
-            ],
-            "at_ns",
-        )
-
-    def flow(self, count=50, timeout_s=STEP_S):
-        self.wait_more(max(1, count // 5), timeout_s, "fives of pages")
+        super().__init__(lab, "http_client.py", 5)
 
 
 class Scenario(unittest.TestCase):
@@ -216,12 +228,13 @@ class Scenario(unittest.TestCase):
     lab = None
     ok_errors = ()  # parts of error lines that a story provokes
 
-    # --- telling -----------------------------------------------------------------------------------
+    # --- telling ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def fact(self, name):
         """Reports the block as one fact; a failure ends the story."""
-        name = f"{os.path.splitext(os.path.basename(sys.modules[type(self).__module__].__file__))[0]}: {name}"
+        file = sys.modules[type(self).__module__].__file__
+        name = f"{os.path.splitext(os.path.basename(file))[0]}: {name}"
         begin = time.monotonic()
         self.told = True
         try:
@@ -248,14 +261,13 @@ class Scenario(unittest.TestCase):
                         print(f"  --- {lab.name} {host} {role}\n{labproc.tail(path, 60)}")
                 if host in ("a", "b"):
                     try:
-                        print(
-                            f"  --- {lab.name} {host} status: {json.dumps(lab.status_of(host, 2))}"
-                        )
+                        status = json.dumps(lab.status_of(host, 2))
                     except (LabError, OSError) as error:
-                        print(f"  --- {lab.name} {host} status: {error}")
+                        status = error
+                    print(f"  --- {lab.name} {host} status: {status}")
         sys.stdout.flush()
 
-    # --- labs --------------------------------------------------------------------------------------
+    # --- labs -------------------------------------------------------------------------------------
 
     def make(self, **options):
         """A lab of this story; at its end it is taken down and nothing may be left of it."""
@@ -295,7 +307,7 @@ class Scenario(unittest.TestCase):
         self.addCleanup(follower.end)
         return follower
 
-    # --- daemons -----------------------------------------------------------------------------------
+    # --- daemons ----------------------------------------------------------------------------------
 
     @staticmethod
     def log(lab, host, role="polluxd", since=0):
@@ -343,11 +355,11 @@ class Scenario(unittest.TestCase):
                 raise LabError(f"{role} on {host} did not say '{text}' within {timeout_s} s")
             fresh.wait(0.02)
 
-    def wait_event(self, lab, host, good, what, timeout_s=STEP_S, since=0):
-        """The first event of a host's polluxd after number `since` that is good(event)."""
+    def wait_event(self, lab, host, good, what, timeout_s=STEP_S, since_ns=0):
+        """The first event of a host's polluxd after a monotonic moment that is good(event)."""
         deadline = time.monotonic() + timeout_s
         with labdaemon.Control(lab.path(host, "control.sock")) as control:
-            control.ask("events", since=since)
+            control.ask("events", since=0)
             while True:
                 try:
                     event = control.line(deadline)
@@ -355,18 +367,26 @@ class Scenario(unittest.TestCase):
                     raise LabError(
                         f"polluxd on {host} had no event '{what}' within {timeout_s} s"
                     ) from None
-                if event.get("seq", 0) > since and good(event):
+                if event.get("mono_ns", 0) > since_ns and good(event):
                     return event
 
-    def last_event(self, lab, host):
-        """Number of a host's newest event."""
-        newest = 0
-        with labdaemon.Control(lab.path(host, "control.sock")) as control:
-            control.ask("events", since=0)
-            with contextlib.suppress(LabError):
-                while True:
-                    newest = control.line(time.monotonic() + 0.05)["seq"]
-        return newest
+    def wait_moved(self, lab, host, state, since_ns, timeout_s=STEP_S):
+        """Waits until polluxd has come into a state, also one that it has left again meanwhile."""
+        return self.wait_event(
+            lab, host, lambda e: e.get("to") == state, state, timeout_s, since_ns=since_ns
+        )
+
+    def wait_promoted(self, lab, host, since_ns=0, timeout_s=STEP_S):
+        return self.wait_event(
+            lab, host, lambda e: e["type"] == "promoted", "promoted", timeout_s, since_ns
+        )
+
+    def assert_not_promoted(self, lab, host, since_ns, during_s):
+        """No promotion since a moment, nor for some time from now on."""
+        with self.assertRaises(LabError):
+            self.wait_promoted(lab, host, since_ns, during_s)
+        lab.status_of(host)  # it is there, and says nothing
+        self.assertFalse(self.running(lab, host))
 
     def pair(self, lab, host="a", timeout_s=60):
         for side in ("a", "b"):  # a guest may be ready before polluxd has tried again to attach
@@ -392,7 +412,9 @@ class Scenario(unittest.TestCase):
         return done.returncode, (done.stdout + done.stderr).strip()
 
     def kill(self, lab, host, role, number=signal.SIGKILL):
-        """Signals one process of a host and waits until it is gone. Returns the moment, monotonic ns."""
+        """Signals one process of a host and waits until it is gone. Returns the moment, monotonic
+        ns.
+        """
         record = lab.records(host, role)[0]
         at = time.monotonic_ns()
         os.kill(record["pid"], number)
@@ -402,7 +424,9 @@ class Scenario(unittest.TestCase):
         return at
 
     def wait_silent(self, lab, host):
-        """Waits until nobody listens on a control socket: io_uring lets go of sockets a moment after its process died."""
+        """Waits until nobody listens on a control socket: io_uring lets go of sockets a moment after
+        its process died.
+        """
         path = lab.path(host, "control.sock")
 
         def listens():
@@ -439,7 +463,9 @@ class Scenario(unittest.TestCase):
         return done.returncode, done.stderr.strip()
 
     def start_qemu(self, lab, host, standby=True, **overrides):
-        """Starts a host's QEMU again, with options of its own for this time; the old one must be gone."""
+        """Starts a host's QEMU again, with options of its own for this time; the old one must be
+        gone.
+        """
         before = lab.options
         with lab.state.change() as state:
             state["options"] = {**before, **overrides}
@@ -450,7 +476,9 @@ class Scenario(unittest.TestCase):
                 state["options"] = before
 
     def fresh_standby(self, lab, host):
-        """A host whose guest is of no more use gets a QEMU that has not run, as an operator would give it."""
+        """A host whose guest is of no more use gets a QEMU that has not run, as an operator would
+        give it.
+        """
         if lab.records(host, "qemu"):
             self.kill(lab, host, "qemu")
         self.start_qemu(lab, host)
@@ -460,13 +488,18 @@ class Scenario(unittest.TestCase):
             lab.kill(host)
         lab.start(host)
 
+    def cut_all(self, lab):
+        """a, b and the witness can reach nobody; the client still can be reached."""
+        for pair in (("a", "b"), ("a", "witness"), ("b", "witness")):
+            lab.cut(*pair)
+
     def let_reach_witness(self, lab, host):
         """Ends the cut between a host and the witness; other cuts stay."""
         with lab.state.change() as state:
             state["cuts"].remove(sorted((host, "witness")))
         lab._apply_rules()
 
-    # --- guests ------------------------------------------------------------------------------------
+    # --- guests -----------------------------------------------------------------------------------
 
     def running(self, lab, host):
         """Whether a host's QEMU executes its guest; False too when it is gone."""
@@ -485,9 +518,11 @@ class Scenario(unittest.TestCase):
         self.assertFalse(self.running(lab, other), f"the guest does not run on {other}")
 
     def assert_nothing_lost(self, summary, failovers=0, late=False):
-        """The boot-sector guest's frames: none repeated, no memory error, at most a gap for each failover.
+        """The boot-sector guest's frames: none repeated, no memory error, at most a gap for each
+        failover.
 
-        late: the old active lived on, and what the standby had acked may leave it after the first frames of the new one.
+        late: the old active lived on, and what the standby had acked may leave it after the first
+        frames of the new one.
         """
         self.assertIsNotNone(summary, "the watcher ended without a summary")
         self.assertGreater(summary["frames"], 0)

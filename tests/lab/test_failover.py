@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""test_failover.py - the active host dies under a client's hands: nothing is lost, no connection breaks
+"""test_failover.py - the active host dies under a client's hands: nothing is lost, no connection
+breaks
 
-Redis on pc, there and back again; nginx on q35 with two processors; two NICs on microvm; the boot-sector guest
-under TCG and KVM. A failover that goes well says nothing at level error.
+Redis on pc, there and back again; nginx on q35 with two processors; two NICs on microvm; the
+boot-sector guest under TCG and KVM. A failover that goes well says nothing at level error.
 """
 import os
 
@@ -50,7 +51,7 @@ class Redis(Scenario):
             client.flow(200)
             self.assertTrue(self.running(lab, "b"))
         with self.fact("the promotion is recorded with its times and its reason"):
-            event = self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted")
+            event = self.wait_promoted(lab, "b")
             self.assertEqual(event["arbiter"], "granted")
             record = self.wait_state(lab, "b", "alone", "syncing")["last_promotion"]
             self.assertEqual(record["generation"], 2)
@@ -111,7 +112,8 @@ class BootSector(Scenario):
         self.pair(lab)
         frames.flow(200)
         with self.fact(
-            f"boot sector on {machine} under {accel}: no counter repeated, no memory error after a failover"
+            f"boot sector on {machine} under {accel}: no counter repeated, "
+            "no memory error after a failover"
         ):
             lab.kill("a")
             frames.flow(200)

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""test_memory.py - memory is exact: after a quiet stop of a loaded guest, RAM on both sides is equal to the byte
+"""test_memory.py - memory is exact: after a quiet stop of a loaded guest, RAM on both sides is equal
+to the byte
 
-The guest is stopped through QEMU, not through polluxd; once an epoch that was captured wholly after the stop has
-been applied, every page of every RAM block is compared by checkpoint-digest. The control leaves one page out.
+The guest is stopped through QEMU, not through polluxd; once an epoch that was captured wholly after
+the stop has been applied, every page of every RAM block is compared by checkpoint-digest. The
+control leaves one page out.
 """
 import base64
 import signal
@@ -12,11 +14,14 @@ from scenario import Increments, Scenario
 
 PAGE = 4096
 PART = 65536
+TRIES = 8
 
 
 class Exact(Scenario):
     def settle(self, lab, active="a", standby="b"):
-        """Waits until what was captured after now is applied. The guest is stopped, so nothing changes later."""
+        """Waits until what was captured after now is applied. The guest is stopped, so nothing
+        changes later.
+        """
         begun = lab.status_of(active)
         goal = self.wait(
             lab, active, lambda s: s["acked"] >= begun["epoch"] + 1, "two epochs further"
@@ -119,9 +124,12 @@ class Exact(Scenario):
             self.assertEqual(self.leave_one_out(lab), 1)
 
     def leave_one_out(self, lab):
-        """How many pages differ when polluxd leaves out one. It may be written again and so heal: tried thrice."""
+        """How many pages differ when polluxd leaves out one.
+
+        The guest may write it again before it is stopped, and so heal it: then once more.
+        """
         found = []
-        for _ in range(3):
+        for _ in range(TRIES):
             self.kill(lab, "a", "polluxd", signal.SIGTERM)
             with lab.qmp("a") as qmp:
                 qmp.command("stop")

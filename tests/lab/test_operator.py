@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""test_operator.py - what only a person can decide, and a QEMU that hangs: afterwards the pair is whole again
+"""test_operator.py - what only a person can decide, and a QEMU that hangs: afterwards the pair is
+whole again
 
 Boot-sector guests: their watcher sees every frame that leaves, whichever host it comes from.
 """
@@ -30,7 +31,7 @@ class Operator(Scenario):
         frames.flow()
         with self.fact("a QEMU that hangs on the active is noticed, and the standby takes over"):
             pid = self.hang(lab, "a")
-            self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted")
+            self.wait_promoted(lab, "b")
             self.wait_log(lab, "b", "the active's QEMU is gone or hangs")
             frames.flow()
             self.wait_state(lab, "a", "outdated")
@@ -51,9 +52,11 @@ class Operator(Scenario):
         self.pair(lab)
         frames.flow()
         with self.fact("a standby that wins and is lost before its guest runs: the old active stops"):
+            # It hangs when it has applied all and asks: before that it would not ask.
+            self.cut_all(lab)
+            self.wait_state(lab, "b", "standby-asking")
             self.hang(lab, "b")
-            lab.cut("a", "witness")
-            lab.cut("a", "b")
+            self.let_reach_witness(lab, "b")
             self.wait_state(lab, "b", "promoting")
             self.wait_state(lab, "a", "claiming")
             lab.kill("b")
@@ -73,7 +76,7 @@ class Operator(Scenario):
             self.wait_state(lab, "a", "protected", timeout_s=60)
             frames.flow()
             lab.kill("a")
-            self.wait_event(lab, "b", lambda e: e["type"] == "promoted", "promoted")
+            self.wait_promoted(lab, "b")
             frames.flow()
         with self.fact("no frame of the copy that was brought back was repeated"):
             self.assert_nothing_lost(frames.end(), failovers=2)
@@ -107,7 +110,7 @@ class Operator(Scenario):
         with self.fact("the next failover works without force"):
             frames.flow()
             lab.kill("b")
-            self.wait_event(lab, "a", lambda e: e["type"] == "promoted", "promoted")
+            self.wait_promoted(lab, "a")
             frames.flow()
             self.assert_nothing_lost(frames.end(), failovers=2)
 

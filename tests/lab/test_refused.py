@@ -1,25 +1,25 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""test_refused.py - what cannot be protected is refused with a sentence that names the difference; the guest goes on
+"""test_refused.py - what cannot be protected is refused with a sentence that names the difference;
+the guest goes on
 
-One boot-sector guest on a; its would-be standby is replaced by one that differs, again and again. In the end an
-equal one is paired, so that none of the refusals has left anything behind.
+One boot-sector guest on a; its would-be standby is replaced by one that differs, again and again. In
+the end an equal one is paired, so that none of the refusals has left anything behind.
 """
 import json
 import os
 import socket
 import threading
 
-import labdaemon
-import labnet
-from labstate import LabError
 from scenario import Frames, Scenario
 
 STOCK = "/usr/bin/qemu-system-x86_64"
 
 
 class OtherBuild:
-    """Stands between a polluxd and its QEMU and calls the QEMU another build; passes everything else on."""
+    """Stands between a polluxd and its QEMU and calls the QEMU another build; passes everything else
+    on.
+    """
 
     def __init__(self, path, qmp_path, package):
         self.package = package
@@ -54,7 +54,10 @@ class OtherBuild:
                 data = source.recv(65536)
                 if greeting and data:
                     while not data.endswith(b"\n"):
-                        data += source.recv(65536)
+                        part = source.recv(65536)
+                        if not part:
+                            raise OSError("no greeting")
+                        data += part
                     message = json.loads(data)
                     message["QMP"]["version"]["package"] = self.package
                     data = json.dumps(message).encode() + b"\n"
@@ -90,7 +93,9 @@ class Refused(Scenario):
         return None
 
     def expect(self, lab, words, *anywhere):
-        """Pairs, and waits until a says why it does not: all words in its reason. The guest runs on."""
+        """Pairs, and waits until a says why it does not: all words in its reason. The guest runs
+        on.
+        """
         code, text = self.try_pair(lab)
         self.assertEqual(
             code, 0, text

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""test_unsafe.py - negative control of the failover tests: with output not held, the same checks must find losses"""
+"""test_unsafe.py - negative control of the failover tests: with output not held, the same checks
+must find losses
+"""
 from scenario import Frames, Increments, Scenario
 
 ROUNDS_MAX = 8

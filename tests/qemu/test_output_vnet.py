@@ -15,8 +15,8 @@ import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from output_lab import (DEADLINE_S, GUEST_MAC, Machine, QmpError, Tap, Virtio, frame, number_of, own_netns,
-                        run_tests)
+from output_lab import (DEADLINE_S, GUEST_MAC, Machine, QmpError, Tap, Virtio, frame, number_of,
+                        own_netns, run_tests)
 
 NEEDS_CSUM, GSO_TCPV4 = 1, 1
 

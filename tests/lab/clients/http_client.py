@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 
-from incr_client import distribution_us
+from incr_client import distribution_us, parse
 
 PAGES = 200
 WRITE_OUT = "%{stderr}%{http_code} %{exitcode} %{time_total} %{num_connects} %{urlnum}\\n"
@@ -180,10 +180,7 @@ def main():
     parser.add_argument(
         "--progress", type=int, metavar="N", help="print a line after every N requests"
     )
-    try:
-        args = parser.parse_args()
-    except SystemExit as stop:
-        sys.exit(64 if stop.code else 0)
+    args = parse(parser)
     if not shutil.which("curl"):
         print("http_client: curl is missing (Debian package curl)", file=sys.stderr)
         sys.exit(2)

@@ -240,6 +240,14 @@ def run(args, out, stop):
     }
 
 
+def parse(parser):
+    """The arguments; ends the program with 64 where they are wrong."""
+    try:
+        return parser.parse_args()
+    except SystemExit as stop:
+        sys.exit(64 if stop.code else 0)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description="INCR on one connection to Redis; every reply noted and checked."
@@ -271,10 +279,7 @@ def main():
     parser.add_argument(
         "--progress", type=int, metavar="N", help="print a line after every N replies"
     )
-    try:
-        args = parser.parse_args()
-    except SystemExit as stop:
-        sys.exit(64 if stop.code else 0)
+    args = parse(parser)
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.append(time.monotonic()))
