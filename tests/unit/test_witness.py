@@ -482,19 +482,19 @@ class WitnessTest(unittest.TestCase):
         self.assertIsNone(w.process.poll())
 
     def test_silent_client_is_closed_and_a_busy_one_is_not(self):
-        w = self.start("--client-timeout-ms", "400")
+        w = self.start("--client-timeout-ms", "3000")  # long enough for the busy one on a busy machine
         busy, silent = self.client(w), self.client(w)
         start = time.monotonic()
         while select.select([silent.sock], [], [], 0.05)[0] == []:
             busy.read()
             self.assertLess(time.monotonic() - start, DEADLINE)
-        self.assertGreater(time.monotonic() - start, 0.35)
+        self.assertGreater(time.monotonic() - start, 2.5)
         silent.wait_closed()
         busy.read()
         w.wait_for("it was silent too long")
 
     def test_half_a_record_is_closed(self):
-        w = self.start("--client-timeout-ms", "300")
+        w = self.start("--client-timeout-ms", "2000")
         c = self.client(w)
         c.read()
         c.raw(c.stream.arb_ask(op=READ)[:77])
@@ -505,13 +505,13 @@ class WitnessTest(unittest.TestCase):
         """A byte now and then is no complete ask: the deadline stands."""
         c = self.client(self.start("--client-timeout-ms", "300"))
         data = c.stream.arb_ask(op=READ)
-        start = time.monotonic()
+        end = time.monotonic() + DEADLINE
         with self.assertRaises(Gone):
             for byte in data[:-1] * 1000:
+                self.assertLess(time.monotonic(), end, "not closed")
                 c.raw(bytes([byte]))
                 if select.select([c.sock], [], [], 0.02)[0] and not c.sock.recv(1):
                     raise Gone
-        self.assertLess(time.monotonic() - start, 3)
 
     def test_client_that_takes_no_answers_is_closed(self):
         w = self.start("--client-timeout-ms", "500")
