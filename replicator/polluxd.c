@@ -168,7 +168,7 @@ static const struct option_row rows[] = {
     { "control", "PATH", "control socket (default /run/pollux/VM.sock)", take_control },
     { "state-dir", "DIR", "what must survive a restart (default /var/lib/pollux/VM)", take_state_dir },
     { "config", "FILE", "read options from FILE: lines of option=value", take_config },
-    { "peer-timeout-ms", "N", "silence of the peer after which the arbiter is asked (default 150)", take_peer_timeout },
+    { "peer-timeout-ms", "N", "silence of the peer after which the arbiter is asked (default 120)", take_peer_timeout },
     { "heartbeat-ms", "N", "longest silence of our own (default 20)", take_heartbeat },
     { "epoch-max-ms", "N", "an idle guest is captured so often (default 100)", take_epoch_max },
     { "pause-percent", "N", "share of guest time that captures may cost (default 10)", take_pause_percent },

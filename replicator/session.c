@@ -17,7 +17,7 @@ void session_config_default(struct session_config *c)
 {
     *c = (struct session_config){
         .heartbeat_ns = 20000000,
-        .peer_timeout_ns = 150000000,
+        .peer_timeout_ns = 120000000,
         .hello_timeout_ns = 5000000000,
         .reconnect_ns = 500000000,
         .arbiter_retry_ns = 200000000,

@@ -105,7 +105,7 @@ enum session_event_type {
     SE_OP_SHUTDOWN,    /* polluxd was told to end */
     SE_LINK_UP,        /* connected, or accepted (.flag true when accepted) */
     SE_LINK_DOWN,      /* .text */
-    SE_PEER_ALIVE,     /* any complete record came */
+    SE_PEER_ALIVE,     /* bytes or a record came */
     SE_PEER_HELLO,     /* .generation, .epoch, .flag true when the peer is active; identity was checked by the caller */
     SE_PEER_LAYOUT,    /* .flag equal or not (then .text says how they differ) */
     SE_PEER_REFUSED,   /* .code, .text: the peer sent REFUSE */
