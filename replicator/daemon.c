@@ -736,10 +736,15 @@ static int open_state(struct daemon *d)
     rc = statefile_load(&file, &d->record.contents, why);
     if (rc == -ENOENT) {
         memset(&d->record.contents, 0, sizeof(d->record.contents));
+        snprintf(d->record.contents.vm, sizeof(d->record.contents.vm), "%s", d->options.vm);
         if (getrandom(d->record.contents.instance, 16, 0) != 16)
             rc = -EIO;
         else
             rc = statefile_save(&file, &d->record.contents, why);
+    } else if (rc == 0 && strcmp(d->record.contents.vm, d->options.vm) != 0) {
+        snprintf(why, sizeof(why), "the state directory %s is that of the VM \"%s\", not of \"%s\": give each VM its own --state-dir",
+                 d->options.state_dir, d->record.contents.vm, d->options.vm);
+        rc = -EPERM;
     }
     if (rc < 0) {
         log_line(LOG_ERROR, "%s", why);

@@ -32,6 +32,7 @@ static const char *const yes_no_names[] = {"no", "yes", NULL};
 
 /* clang-format off */
 static const struct keyfile_field fields[] = {
+    { "vm",         KEYFILE_TEXT,    AT(vm),                 WIRE_VM_BYTES,              NULL },
     { "instance",   KEYFILE_BYTES16, AT(instance),           16,                         NULL },
     { "generation", KEYFILE_U64,     AT(persist.generation), 8,                          NULL },
     { "role",       KEYFILE_CHOICE,  AT(persist.role),       sizeof(enum session_role),  role_names },

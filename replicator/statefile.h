@@ -15,12 +15,14 @@
 #include <stdint.h>
 
 #include "session.h"
+#include "wire-format.h"
 
 #define STATEFILE_PEER_BYTES 64
 #define STATEFILE_DIR_BYTES 512
 #define STATEFILE_WHY_BYTES 1024
 
 struct statefile_contents {
+    char vm[WIRE_VM_BYTES]; /* whose state this is: a directory given to another VM's polluxd is noticed */
     struct session_persist persist;
     uint8_t instance[16];            /* who this side is; random, never all zero */
     char peer[STATEFILE_PEER_BYTES]; /* "host:port" of the other side, empty if none */

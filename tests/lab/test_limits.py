@@ -65,6 +65,13 @@ class Taken(Scenario):
             self.assertTrue(os.path.exists(lab.path("b", "control.sock")))
             lab._start_polluxd("b")
             self.wait_state(lab, "a", "protected", timeout_s=60)
+        with self.fact("a state directory of another VM is refused, and both are named"):
+            self.kill(lab, "b", "polluxd")
+            code, text = self.run_polluxd(lab, "b", {"--vm": "another"})
+            self.assertEqual(code, 1, text)
+            self.assertIn(f'is that of the VM "{labdaemon.VM}", not of "another"', text)
+            lab._start_polluxd("b")
+            self.wait_state(lab, "a", "protected", timeout_s=60)
         with self.fact("a control path that is a plain file is left alone, and named"):
             path = lab.path("b", "plain.sock")
             with open(path, "w", encoding="ascii") as file:

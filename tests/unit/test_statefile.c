@@ -24,6 +24,7 @@ static char base[] = "/tmp/test-statefile-XXXXXX";
 static char dir[64], path[80];
 
 static const struct statefile_contents sample = {
+    .vm = "db",
     .persist = {.generation = 7, .role = ROLE_ACTIVE_PROTECTING, .nonce = "a nonce of 16 b"},
     .instance = "an instance of.",
     .peer = "[fd00::2]:7460",
