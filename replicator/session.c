@@ -552,7 +552,7 @@ static void timers(struct session *s)
         session_lose_peer(s, s->peer_layout ? "the peer is silent" : "the peer did not introduce itself");
     if (unacked_at(s) <= s->now_ns) {
         s->connect_slowly = true;
-        session_lose_peer(s, "the standby does not ack");
+        session_lose_peer(s, "the standby does not ack: it hangs, or the link is too slow for what the guest writes");
     }
     if (freeze_at(s) <= s->now_ns) {
         s->frozen = true;
