@@ -158,6 +158,11 @@ static void adopt_guest(struct session *s, bool booted_anew)
     /* A polluxd before us may have left QEMU in a checkpoint session: a new one could not start. */
     s->started = s->persist.role != ROLE_NONE;
     session_stop_checkpoint(s);
+    /* The copy that an operator wanted is gone, and with it his word; the register was never told of its generation. */
+    if (s->persist.role == ROLE_ACTIVE_FORCED && (booted_anew || s->guest == GUEST_FRESH)) {
+        s->generation--;
+        session_save(s, ROLE_STANDBY);
+    }
     if (s->guest == GUEST_FRESH) {
         session_move(s, ST_STANDBY_WAIT, "the guest has not run here");
         return;
@@ -235,6 +240,9 @@ static void on_guest_over(struct session *s, const struct session_event *e)
     /* Nothing that this QEMU was asked will be answered. */
     s->wait_output = s->wait_start = s->wait_stop = s->wait_load = s->wait_run = 0;
     s->connect_at_ns = s->ask_at_ns = s->output_at_ns = NEVER;
+    s->generation = s->persist.generation; /* of a sync or a promotion that did not end nothing is left */
+    if (!lost && s->persist.role == ROLE_ACTIVE_FORCED)
+        s->generation--;
     session_reply(s, 1, "the guest ended meanwhile");
     session_move(s, ST_ENDED,
                  !lost  ? "the guest shut itself down"

@@ -299,7 +299,9 @@ void session_on_arbiter(struct session *s, const struct session_event *e)
 void session_on_pair(struct session *s, const struct session_event *e)
 {
     operator_waits(s);
-    if (s->state == ST_OUTDATED) {
+    if (s->unpairing) {
+        session_reply(s, 1, "an unpair is under way; pair again when pollux status says \"none\"");
+    } else if (s->state == ST_OUTDATED) {
         session_reply(s, 107, "another side was granted this guest; promote --force runs this copy all the same");
     } else if (s->state == ST_ALONE || s->state == ST_SYNCING) {
         s->paired = true;

@@ -842,6 +842,10 @@ static void a_sync_that_does_not_end_leaves_the_generation_as_it_was(void **stat
     STEP(&b, .type = SE_LINK_DOWN);
     is(&b, ST_STANDBY_WAIT);
     assert_int_equal(b.s.generation, 3);
+    meet(&b, true, 1000000, true);
+    STEP(&b, .type = SE_GUEST_LOST); /* nor does a QEMU that is lost meanwhile */
+    STEP(&b, .type = SE_GUEST_ATTACHED, .guest = GUEST_FRESH);
+    assert_int_equal(b.s.generation, 3);
     meet(&b, true, 3, true); /* the active that it belongs to is not refused for what a stranger said */
     is(&b, ST_STANDBY_SYNCING);
 }

@@ -300,6 +300,70 @@ static void forced_outlives_a_restart(void **state)
     is(&b, ST_ALONE);
 }
 
+static void a_forced_copy_that_is_gone_takes_the_operators_word_with_it(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    start(&b, ROLE_ACTIVE_FORCED, 5, GUEST_NONE); /* the host comes back, and somebody boots the guest anew */
+    STEP(&b, .type = SE_GUEST_ATTACHED, .guest = GUEST_RUNNING, .flag = true);
+    is(&b, ST_OUTDATED);
+    assert_false(passes(&b));
+    assert_null(find(&b, SA_ASK));
+    assert_int_equal(b.s.generation, 4); /* what the register may know */
+    start(&b, ROLE_ACTIVE_FORCED, 5, GUEST_FRESH);
+    is(&b, ST_STANDBY_WAIT);
+    meet(&b, true, 4, true);
+    is(&b, ST_STANDBY_SYNCING);
+    start(&b, ROLE_ACTIVE_FORCED, 5, GUEST_FRESH);
+    STEP(&b, .type = SE_GUEST_RESUMED);
+    is(&b, ST_OUTDATED);
+    assert_false(passes(&b));
+}
+
+static void a_forced_guest_that_ends_leaves_a_generation_that_can_be_asked_for(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    forced(&b);
+    STEP(&b, .type = SE_GUEST_ENDED);
+    assert_int_equal(want(&b, SA_SAVE)->persist.role, ROLE_NONE);
+    assert_int_equal(want(&b, SA_SAVE)->persist.generation, 4);
+    asking(&b); /* a load that fails, and a QEMU that replaces it */
+    answer(&b, GRANT_UNREACHABLE);
+    STEP(&b, .type = SE_OP_PROMOTE, .flag = true);
+    done(&b, b.s.wait_load, -EIO);
+    is(&b, ST_BROKEN);
+    STEP(&b, .type = SE_GUEST_LOST);
+    STEP(&b, .type = SE_GUEST_ATTACHED, .guest = GUEST_FRESH);
+    is(&b, ST_STANDBY_WAIT);
+    assert_int_equal(b.s.generation, 4);
+}
+
+static void pair_does_not_overtake_an_unpair(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    alone(&b);
+    STEP(&b, .type = SE_OP_UNPAIR);
+    is(&b, ST_NONE);
+    protected(&b);
+    STEP(&b, .type = SE_OP_UNPAIR); /* asks first */
+    answer(&b, GRANT_YES);
+    is(&b, ST_ALONE);
+    b.now += b.s.config.operator_ns; /* its save hangs */
+    STEP(&b, .type = SE_TICK);
+    assert_int_equal(want(&b, SA_OP_REPLY)->code, 1);
+    STEP(&b, .type = SE_OP_PAIR);
+    assert_int_equal(want(&b, SA_OP_REPLY)->code, 1);
+    done(&b, b.s.wait_stop, 0);
+    done(&b, b.s.wait_output, 0);
+    done(&b, b.s.wait_save, 0);
+    is(&b, ST_NONE);
+}
+
 static void an_unpaired_forced_side_leaves_the_register_as_it_is(void **state)
 {
     struct bench b;
@@ -351,6 +415,9 @@ int main(void)
         cmocka_unit_test(a_forced_side_tells_the_arbiter_before_it_pairs_again),
         cmocka_unit_test(a_forced_side_overrules_whoever_was_granted_meanwhile),
         cmocka_unit_test(forced_outlives_a_restart),
+        cmocka_unit_test(a_forced_copy_that_is_gone_takes_the_operators_word_with_it),
+        cmocka_unit_test(a_forced_guest_that_ends_leaves_a_generation_that_can_be_asked_for),
+        cmocka_unit_test(pair_does_not_overtake_an_unpair),
         cmocka_unit_test(an_unpaired_forced_side_leaves_the_register_as_it_is),
         cmocka_unit_test(a_guest_that_shuts_down_is_not_taken_over),
     };
