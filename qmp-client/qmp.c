@@ -56,6 +56,8 @@ struct qmp_client {
     int64_t handshake_ns;
 
     struct qmp_scan scan;
+    char *partial; /* the message so far, if it came in more than one piece */
+    size_t partial_len, partial_room;
     struct json_tokener *tokener;
     struct qmp_message waiting[QMP_WAITING_MAX]; /* ring */
     unsigned int waiting_first, waiting_nr;
@@ -180,6 +182,9 @@ static int client_end(struct qmp_client *c, int error, const char *why)
     }
     json_tokener_free(c->tokener);
     c->tokener = NULL;
+    free(c->partial);
+    c->partial = NULL;
+    c->partial_len = c->partial_room = 0;
     return error;
 }
 
@@ -330,11 +335,38 @@ static int take_message(struct qmp_client *c, struct json_object *root)
     return take_answer(c, root, is_error, is_error ? error : value);
 }
 
-/* One piece of one message. @return bytes used, or -errno when it ended the connection */
+#define PARTIAL_KEPT (64 * 1024) /* most messages fit; the memory of a larger one is given back */
+
+/* The scanner bounds what comes here: QMP_MESSAGE_MAX_BYTES and one piece. */
+static int keep_piece(struct qmp_client *c, const char *bytes, size_t len)
+{
+    size_t room = c->partial_room ? c->partial_room : 4096;
+    char *grown;
+
+    while (room < c->partial_len + len)
+        room *= 2;
+    if (room != c->partial_room) {
+        grown = realloc(c->partial, room);
+        if (!grown)
+            return -ENOMEM;
+        c->partial = grown;
+        c->partial_room = room;
+    }
+    memcpy(c->partial + c->partial_len, bytes, len);
+    c->partial_len += len;
+    return 0;
+}
+
+/*
+ * One piece of one message. The parser sees whole messages only: what it makes of a number that was cut in two
+ * differs from one version of json-c to the next.
+ * @return bytes used, or -errno when it ended the connection
+ */
 static ssize_t feed_piece(struct qmp_client *c, const char *bytes, size_t len)
 {
+    const char *text = bytes;
     struct json_object *root;
-    size_t used;
+    size_t used, text_len;
     int ended, r;
 
     ended = qmp_scan(&c->scan, bytes, len, &used);
@@ -342,20 +374,29 @@ static ssize_t feed_piece(struct qmp_client *c, const char *bytes, size_t len)
         return client_end(c, -EMSGSIZE, "a message from QEMU is too big or too deep");
     if (ended < 0)
         return client_end(c, -EPROTO, "QEMU sent something that is not JSON");
-    root = json_tokener_parse_ex(c->tokener, bytes, (int)used);
-    if (!ended) {
-        if (!root && json_tokener_get_error(c->tokener) == json_tokener_continue)
+    text_len = used;
+    if (!ended || c->partial_len) {
+        if (keep_piece(c, bytes, used) < 0)
+            return client_end(c, -ENOMEM, "no memory for a message from QEMU");
+        if (!ended)
             return (ssize_t)used;
-        json_object_put(root);
-        return client_end(c, -EPROTO, "QEMU sent something that is not JSON");
+        text = c->partial;
+        text_len = c->partial_len;
+        c->partial_len = 0;
     }
+    root = json_tokener_parse_ex(c->tokener, text, (int)text_len);
     if (!json_object_is_type(root, json_type_object) ||
-        json_tokener_get_parse_end(c->tokener) != used) {
+        json_tokener_get_parse_end(c->tokener) != text_len) {
         json_object_put(root);
         return client_end(c, -EPROTO, "QEMU sent something that is not JSON");
     }
     r = take_message(c, root);
     json_object_put(root);
+    if (c->partial_room > PARTIAL_KEPT) {
+        free(c->partial);
+        c->partial = NULL;
+        c->partial_room = 0;
+    }
     c->scan = (struct qmp_scan){0};
     if (!r)
         json_tokener_reset(c->tokener);
