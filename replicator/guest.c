@@ -360,6 +360,7 @@ static void on_qmp_event(struct guest *g, const struct qmp_message *m)
         g->running = false;
     } else if (strcmp(m->name, "RESUME") == 0) {
         g->running = true;
+        snprintf(g->run_state, sizeof(g->run_state), "running"); /* it may be news to known(): not fresh any more */
         mailbox_say(g->box, SE_GUEST_RESUMED, NULL);
     } else if (strcmp(m->name, "SHUTDOWN") == 0) {
         guest_json_text(m->data, "reason", reason, sizeof(reason));

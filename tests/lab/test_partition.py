@@ -18,19 +18,29 @@ class Partition(Scenario):
 
         Returns (winner, loser).
         """
+        return self.decided(lab, ("alone",), ("outdated", "standby-wait"))
 
+    def reunited(self, lab):
+        """As survivors(), but they reach each other: a loser that is a standby is filled again."""
+        return self.decided(
+            lab,
+            ("alone", "syncing", "entering", "protected"),
+            ("outdated", "standby-wait", "standby-syncing", "standby-ready"),
+        )
+
+    def decided(self, lab, winning, losing):
         def decided(status):
-            return status["state"] in ("alone", "outdated", "standby-wait")
+            return status["state"] in winning + losing
 
         states = {host: self.wait(lab, host, decided, "decided")["state"] for host in ("a", "b")}
-        winners = [host for host, state in states.items() if state == "alone"]
-        self.assertEqual(len(winners), 1, f"exactly one side is alone: {states}")
+        winners = [host for host, state in states.items() if state in winning]
+        self.assertEqual(len(winners), 1, f"exactly one side goes on: {states}")
         winner = winners[0]
         return winner, "b" if winner == "a" else "a"
 
     def repair(self, lab, winner, loser):
         """Brings the loser back as a standby."""
-        if lab.status_of(loser)["state"] != "standby-wait":
+        if lab.status_of(loser)["state"] == "outdated":
             self.fresh_standby(lab, loser)
         self.wait_state(lab, winner, "protected", timeout_s=60)
 
@@ -92,7 +102,7 @@ class Partition(Scenario):
             self.assertIn("--force", text)
         with self.fact("healed: one side is granted and goes on"):
             lab.heal()
-            winner, loser = self.survivors(lab)
+            winner, loser = self.reunited(lab)
             frames.flow()
             self.assert_one_runs(lab, winner)
             self.repair(lab, winner, loser)

@@ -32,7 +32,8 @@ HOSTS = ("a", "b")
 
 
 class FakeQemu:
-    """One QEMU as its QMP shows it. `failing` holds commands that fail once; `deaf` those that succeed and do nothing."""
+    """One QEMU as its QMP shows it. `failing` holds commands that fail once; `deaf` those that succeed and do nothing;
+    `mute` those that are never answered; before the one in `resumed_before` somebody says cont."""
 
     def __init__(self, path, run_state):
         self.run_state = run_state
@@ -40,7 +41,8 @@ class FakeQemu:
         self.epoch = 0
         self.left = PAGES
         self.output = None
-        self.failing, self.deaf = set(), set()
+        self.failing, self.deaf, self.mute = set(), set(), set()
+        self.resumed_before = None
         self.sync_noise = 0  # pages of noise, which no compression makes smaller, in the full sync
         self.noise = 0       # and in each epoch
         self.said = []
@@ -85,6 +87,11 @@ class FakeQemu:
     def answer(self, command):
         name, arguments = command["execute"], command.get("arguments", {})
         self.said.append(name)
+        if name in self.mute:
+            return
+        if name == self.resumed_before:
+            self.run_state, self.resumed_before = "running", None
+            self.send({"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}})
         try:
             if name in self.failing:
                 self.failing.discard(name)
@@ -354,6 +361,22 @@ class FailingQemu(Pair):
             self.assertLess(time.monotonic(), end, "the active did not notice")
         self.wait("a", "protected")
         self.wait("b", "standby-ready")
+
+    def test_a_guest_that_is_resumed_while_we_attach_is_not_taken_for_fresh(self):
+        qemu = self.qemu["b"]
+        qemu.resumed_before = "query-checkpoint"  # query-status was answered with prelaunch
+        qemu.client.shutdown(socket.SHUT_RDWR)
+        self.wait("b", "none")
+        self.assertTrue(self.ask("b", cmd="status")["result"]["guest"]["running"])
+
+    def test_an_active_whose_qemu_does_not_answer_leaves_the_guest_to_the_standby(self):
+        self.pair()
+        self.wait("a", "protected")
+        self.qemu["a"].mute.add("checkpoint-capture")
+        status = self.wait("b", "alone", "promoted")
+        self.assertIn("hangs", status["last_promotion"]["detected"])
+        self.wait("a", "outdated")
+        self.assertEqual(self.qemu["a"].output, "drop")
 
     def test_an_answer_is_for_nobody_but_who_asked(self):
         self.witness.send_signal(signal.SIGSTOP)
