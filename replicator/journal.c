@@ -120,13 +120,14 @@ void journal_note(struct daemon *d, enum log_level level, const char *type, cons
     /* What is tried again twice a second, and strangers who knock, must not flood the log: once a minute is enough. */
     if (d->note_ns && d->now_ns - d->note_ns < NOTE_AGAIN_NS && strcmp(d->note, text) == 0)
         return;
-    snprintf(d->note, sizeof(d->note), "%s", text);
-    d->note_ns = d->now_ns;
     if (places_at(limit, 1) > d->now_ns) {
         limit->left_out++;
         limit->level = level;
+        d->note_ns = 0; /* this one was not told, so its repeats are no repeats */
         return;
     }
+    snprintf(d->note, sizeof(d->note), "%s", text);
+    d->note_ns = d->now_ns;
     tell_left_out(d, limit);
     limit->full_at_ns = (limit->full_at_ns > d->now_ns ? limit->full_at_ns : d->now_ns) + JOURNAL_NOTE_NS;
     tell(d, level, type, text);

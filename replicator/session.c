@@ -325,7 +325,7 @@ static void on_peer_hello(struct session *s, const struct session_event *e)
 
 static void on_peer_layout(struct session *s, const struct session_event *e)
 {
-    if (!s->peer_hello || s->peer_layout)
+    if (!s->link_up || !s->peer_hello || s->peer_layout)
         return;
     if (!e->flag) {
         refuse(s, 4, e->text ? e->text : "the two virtual machines differ");
@@ -452,7 +452,8 @@ static void on_guest_stopped(struct session *s)
 
 static void on_guest_resumed(struct session *s)
 {
-    bool not_by_us = s->state == ST_STANDBY_WAIT || s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY;
+    bool not_by_us = s->state == ST_STANDBY_WAIT || s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY ||
+                     s->state == ST_STANDBY_ASKING;
 
     /* Until QEMU has answered our stop, a resume is older than it. */
     if (!s->wait_stop)

@@ -209,10 +209,23 @@ static void refused(struct session *s, const struct session_event *e)
         session_act(s, SA_EXIT);
 }
 
+/* An outdated side asks again only because an operator said so, and only as long as he waits. */
+static bool overruling(const struct session *s)
+{
+    return s->state == ST_CLAIMING && s->persist.role == ROLE_OUTDATED;
+}
+
 static void unreachable(struct session *s)
 {
     s->ask_at_ns = s->now_ns + s->config.arbiter_retry_ns;
-    if (s->first_claim) {
+    if (overruling(s)) {
+        s->adopt = false;
+        s->ask_at_ns = NEVER;
+        session_move(s, ST_OUTDATED, "the arbiter did not answer, so this copy stays stopped");
+        session_reply(s, 106,
+                      "the arbiter does not answer, so this copy stays stopped: start the witness (or another one with "
+                      "--restore), and say it again");
+    } else if (s->first_claim) {
         s->first_claim = false;
         s->paired = false;
         s->ask_at_ns = NEVER;
@@ -236,7 +249,7 @@ static bool continue_claim(struct session *s, const struct session_event *e)
         return false;
     s->adopt = false;
     s->generation = e->generation;
-    session_save(s, s->first_claim ? s->persist.role : ROLE_ACTIVE_PROTECTING); /* the ask follows */
+    session_save(s, s->first_claim || overruling(s) ? s->persist.role : ROLE_ACTIVE_PROTECTING); /* the ask follows */
     return true;
 }
 
@@ -342,7 +355,11 @@ void session_on_capture_failed(struct session *s, const struct session_event *e)
 
     s->pipe.capturing = false;
     s->connect_slowly = true;
-    if (!s->link_up || !(s->state == ST_PROTECTED || (s->state == ST_ENTERING && s->pipe.sent))) {
+    if (s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY || s->state == ST_STANDBY_ASKING) {
+        /* A standby's QEMU ended its session (a device was plugged, the guest was started): the copy is of no use. */
+        session_disconnect(s);
+        session_standby_leave(s, reason);
+    } else if (!s->link_up || !(s->state == ST_PROTECTED || (s->state == ST_ENTERING && s->pipe.sent))) {
         session_lose_peer(s, reason);
     } else if (e->error == -ETIMEDOUT) {
         session_act(s, SA_SEND_GONE)->code = 2;
@@ -355,9 +372,7 @@ void session_on_capture_failed(struct session *s, const struct session_event *e)
 
 static void leave_sync(struct session *s, const char *reason)
 {
-    if (s->link_up)
-        session_act(s, SA_DISCONNECT);
-    s->link_up = false;
+    session_disconnect(s);
     s->connect_at_ns = NEVER;
     if (s->state == ST_SYNCING) {
         session_stop_checkpoint(s);
@@ -411,7 +426,7 @@ static void overrule(struct session *s)
 
 void session_on_promote(struct session *s, const struct session_event *e)
 {
-    bool waits = s->state == ST_STANDBY_ASKING || s->state == ST_CLAIMING;
+    bool waits = s->state == ST_STANDBY_ASKING || (s->state == ST_CLAIMING && !overruling(s));
 
     operator_waits(s);
     if (s->state == ST_OUTDATED && e->flag && s->guest != GUEST_NONE) {
@@ -420,6 +435,8 @@ void session_on_promote(struct session *s, const struct session_event *e)
         session_reply(s, 107,
                       "another side was granted this guest; --force would run this copy instead and lose what the "
                       "other side did since");
+    } else if (overruling(s)) {
+        session_reply(s, 106, "the arbiter is being asked for this copy already; see pollux status");
     } else if (waits && e->flag && !s->first_claim) {
         promote_forced(s);
     } else if (waits) {
@@ -446,9 +463,7 @@ void session_on_shutdown(struct session *s)
         leave_sync(s, "polluxd is ending");
         session_finish_alone(s);
     } else if (s->state != ST_CLAIMING && s->state != ST_PROMOTING) {
-        if (s->link_up)
-            session_act(s, SA_DISCONNECT);
-        s->link_up = false;
+        session_disconnect(s);
         session_act(s, SA_EXIT);
     }
 }

@@ -934,6 +934,45 @@ static void a_standby_that_somebody_resumed_is_none(void **state)
     is(&b, ST_OUTDATED);
     want(&b, SA_DISCONNECT);
     assert_null(find(&b, SA_ASK));
+    asking(&b);
+    answer(&b, GRANT_UNREACHABLE);
+    STEP(&b, .type = SE_GUEST_RESUMED);
+    is(&b, ST_OUTDATED);
+    b.now += SEC;
+    STEP(&b, .type = SE_TICK);
+    assert_null(find(&b, SA_ASK));
+}
+
+static void a_standby_whose_qemu_ended_its_session_does_not_ask(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    ready(&b);
+    STEP(&b, .type = SE_CAPTURE_FAILED, .text = "a device was added");
+    is(&b, ST_STANDBY_WAIT);
+    want(&b, SA_DISCONNECT);
+    assert_null(find(&b, SA_ASK));
+    asking(&b);
+    answer(&b, GRANT_UNREACHABLE);
+    STEP(&b, .type = SE_CAPTURE_FAILED, .text = "a device was added");
+    is(&b, ST_STANDBY_WAIT);
+    b.now += SEC;
+    STEP(&b, .type = SE_TICK);
+    assert_null(find(&b, SA_ASK));
+}
+
+static void a_layout_after_the_end_of_its_link_begins_nothing(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    alone(&b);
+    STEP(&b, .type = SE_LINK_UP);
+    STEP(&b, .type = SE_PEER_HELLO, .generation = 0);
+    STEP(&b, .type = SE_LINK_DOWN);
+    STEP(&b, .type = SE_PEER_LAYOUT, .flag = true);
+    is(&b, ST_ALONE);
 }
 
 static void an_outdated_guest_that_could_not_be_stopped_is_stopped_again(void **state)
@@ -1074,6 +1113,8 @@ int main(void)
         cmocka_unit_test(a_qemu_that_does_not_answer_lets_the_standby_ask_first),
         cmocka_unit_test(an_asking_standby_follows_an_active_that_was_granted),
         cmocka_unit_test(a_standby_that_somebody_resumed_is_none),
+        cmocka_unit_test(a_standby_whose_qemu_ended_its_session_does_not_ask),
+        cmocka_unit_test(a_layout_after_the_end_of_its_link_begins_nothing),
         cmocka_unit_test(an_outdated_guest_that_could_not_be_stopped_is_stopped_again),
         cmocka_unit_test(every_legal_move_was_walked),
     };
