@@ -357,9 +357,10 @@ static void on_peer_refused(struct session *s, const struct session_event *e)
         session_doubt(s);
         return;
     }
+    s->connect_slowly = true; /* an operator must act */
     session_lose_peer(s, text);
     if (s->state == ST_ALONE)
-        session_connect_after(s, 4 * s->config.reconnect_ns); /* an operator must act */
+        session_connect_after(s, 4 * s->config.reconnect_ns);
 }
 
 static void on_peer_ended(struct session *s)

@@ -168,7 +168,7 @@ static void granted_alone(struct session *s, const char *reason)
     session_move(s, ST_ALONE, reason);
     session_pass_and_run(s);
     session_save(s, s->forced ? ROLE_ACTIVE_FORCED : ROLE_ACTIVE_ALONE);
-    session_connect_after(s, s->connect_slowly ? 4 * s->config.reconnect_ns : 0);
+    session_connect_after(s, s->connect_slowly ? 10 * s->config.reconnect_ns : 0);
     s->connect_slowly = s->adopt = false;
     if (!s->unpairing)
         session_reply(s, 0, s->forced ? "forced: this side runs the guest without a grant"
@@ -218,7 +218,10 @@ static bool overruling(const struct session *s)
 static void unreachable(struct session *s)
 {
     s->ask_at_ns = s->now_ns + s->config.arbiter_retry_ns;
-    if (overruling(s)) {
+    if (overruling(s) && !s->adopt) {
+        session_reply(s, 106,
+                      "the arbiter did not answer; it may have granted this copy already, so it is asked until it does");
+    } else if (overruling(s)) { /* only asked what it knows: nothing can have been granted */
         s->adopt = false;
         s->ask_at_ns = NEVER;
         session_move(s, ST_OUTDATED, "the arbiter did not answer, so this copy stays stopped");

@@ -193,7 +193,7 @@ static void output(struct world *w, const struct side *d, const struct session_a
 void oracle_action(struct world *w, struct side *d, const struct session_action *a)
 {
     /* Won by a polluxd whose QEMU hangs: a fault of its own, as a load that fails. promote --force mends it. */
-    if (a->type == SA_LOAD && d->hangs_until > w->now)
+    if (a->type == SA_LOAD && d->hangs_until > w->now && d->hangs_until - d->hangs_since >= APPLY_DEADLINE)
         d->load_fault = true;
     if (a->serial) {
         if (a->serial <= d->last_serial)

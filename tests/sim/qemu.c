@@ -64,10 +64,6 @@ void qemu_update(struct world *w, struct side *d)
     w->due[DUE_SIDE(d->id, K_OUTPUT)] = out < stands ? stands : out;
 }
 
-/* As guest.c's: a capture that is not answered in time has failed, an apply ends the connection. */
-#define CAPTURE_DEADLINE (4 * SEC)
-#define APPLY_DEADLINE (10 * SEC)
-
 void qemu_hang(struct world *w, struct side *d, int64_t length)
 {
     if (!d->q.alive)

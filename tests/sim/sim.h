@@ -35,6 +35,9 @@
 #define JOBS_MAX 24u
 #define STORE_SLOTS 4u
 #define CONNS_MAX 6u
+/* As guest.c's: a capture that is not answered in time has failed, an apply ends the connection. */
+#define CAPTURE_DEADLINE (4 * SEC)
+#define APPLY_DEADLINE (10 * SEC)
 #define QUEUE_MAX 1024u      /* records on their way in one direction */
 #define BACKPRESSURE 64u     /* above this the sender stops encoding */
 #define NODES (1u << 18)     /* of the guest's history that are remembered */

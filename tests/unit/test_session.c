@@ -995,6 +995,24 @@ static void an_outdated_guest_that_could_not_be_stopped_is_stopped_again(void **
     assert_null(find(&b, SA_STOP_GUEST));
 }
 
+static void a_standby_that_refuses_after_epoch_one_is_not_called_again_at_once(void **state)
+{
+    struct bench b;
+
+    (void)state;
+    entered(&b);
+    STEP(&b, .type = SE_PEER_REFUSED, .code = 7, .text = "its disk is full");
+    is(&b, ST_CLAIMING);
+    answer(&b, GRANT_YES);
+    is(&b, ST_ALONE);
+    b.now += 2 * SEC;
+    STEP(&b, .type = SE_TICK);
+    assert_null(find(&b, SA_CONNECT));
+    b.now += 10 * b.s.config.reconnect_ns;
+    STEP(&b, .type = SE_TICK);
+    want(&b, SA_CONNECT);
+}
+
 /* What the tests above moved through, and the few rare moves, is all that the table allows. */
 static void every_legal_move_was_walked(void **state)
 {
@@ -1115,6 +1133,7 @@ int main(void)
         cmocka_unit_test(a_standby_that_somebody_resumed_is_none),
         cmocka_unit_test(a_standby_whose_qemu_ended_its_session_does_not_ask),
         cmocka_unit_test(a_layout_after_the_end_of_its_link_begins_nothing),
+        cmocka_unit_test(a_standby_that_refuses_after_epoch_one_is_not_called_again_at_once),
         cmocka_unit_test(an_outdated_guest_that_could_not_be_stopped_is_stopped_again),
         cmocka_unit_test(every_legal_move_was_walked),
     };
