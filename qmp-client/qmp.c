@@ -24,6 +24,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "json_strict.h"
 #include "qmp_json.h"
 #include "qmp_scan.h"
 
@@ -384,12 +385,9 @@ static ssize_t feed_piece(struct qmp_client *c, const char *bytes, size_t len)
         text_len = c->partial_len;
         c->partial_len = 0;
     }
-    root = json_tokener_parse_ex(c->tokener, text, (int)text_len);
-    if (!json_object_is_type(root, json_type_object) ||
-        json_tokener_get_parse_end(c->tokener) != text_len) {
-        json_object_put(root);
+    root = json_strict_parse(c->tokener, text, text_len);
+    if (!root)
         return client_end(c, -EPROTO, "QEMU sent something that is not JSON");
-    }
     r = take_message(c, root);
     json_object_put(root);
     if (c->partial_room > PARTIAL_KEPT) {
@@ -398,8 +396,6 @@ static ssize_t feed_piece(struct qmp_client *c, const char *bytes, size_t len)
         c->partial_room = 0;
     }
     c->scan = (struct qmp_scan){0};
-    if (!r)
-        json_tokener_reset(c->tokener);
     return r ? r : (ssize_t)used;
 }
 
@@ -636,12 +632,11 @@ int qmp_new(int64_t deadline_ns, struct qmp_client **ret_client)
         return -ENOMEM;
     /* +2: json-c counts one level for the value itself, and the scanner is to be the one that
      * refuses */
-    c->tokener = json_tokener_new_ex(QMP_MESSAGE_MAX_DEPTH + 2);
+    c->tokener = json_strict_new(QMP_MESSAGE_MAX_DEPTH + 2);
     if (!c->tokener) {
         free(c);
         return -ENOMEM;
     }
-    json_tokener_set_flags(c->tokener, JSON_TOKENER_STRICT);
     c->handshake_ns = deadline_ns;
     c->why = "";
     for (size_t i = 0; i < QMP_IN_FLIGHT_MAX; i++)

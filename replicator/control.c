@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../qmp-client/json_strict.h"
+
 #define SILENT_NS INT64_C(30000000000)
 
 int control_init(struct control *c, struct loop *loop, unsigned listen_slot, unsigned first_slot,
@@ -197,15 +199,13 @@ static void accepted(struct control *c, int fd, int64_t now_ns)
 
 static void line(struct control *c, unsigned client, const char *text, size_t len)
 {
-    struct json_tokener *t = json_tokener_new_ex(8);
+    struct json_tokener *t = json_strict_new(8);
     struct json_object *o;
 
     if (!t)
         return;
-    json_tokener_set_flags(t, JSON_TOKENER_STRICT);
-    o = json_tokener_parse_ex(t, text, (int)len);
-    if (!o || json_tokener_get_error(t) != json_tokener_success || !json_object_is_type(o, json_type_object) ||
-        json_tokener_get_parse_end(t) != len)
+    o = json_strict_parse(t, text, len);
+    if (!o)
         control_fail(c, client, 64, "not a JSON object on one line");
     else
         c->command(c->opaque, client, o);

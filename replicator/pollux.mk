@@ -5,6 +5,6 @@ PYTHON_TESTS += tests/unit/test_cli.py tests/tools/check_man.py
 
 $(B)/replicator/pollux.o: CFLAGS += -DPOLLUX_VERSION='"$(VERSION)"'
 
-$(B)/pollux: $(POLLUX_OBJS)
+$(B)/pollux: $(POLLUX_OBJS) $(B)/libqmp.a
 	@echo "  LD      $@"
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -ljson-c -lxxhash

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../qmp-client/json_strict.h"
 #include "wire.h"
 
 #define JSON_DEPTH_MAX 16
@@ -216,23 +217,17 @@ static int next_line(struct client *c, int64_t deadline_ns, char **ret_line, siz
 
 static int parse(struct client *c, const char *line, size_t len, struct json_object **ret)
 {
-    struct json_tokener *tokener = json_tokener_new_ex(JSON_DEPTH_MAX);
-    struct json_object *o = NULL;
-    size_t end = 0;
+    struct json_tokener *tokener = json_strict_new(JSON_DEPTH_MAX);
+    struct json_object *o;
 
     if (!tokener)
         return fail(c, CODE_FAILED, "no memory");
-    json_tokener_set_flags(tokener, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
-    o = json_tokener_parse_ex(tokener, line, (int)len + 1); /* with the NUL: ends a number */
-    if (o)
-        end = json_tokener_get_parse_end(tokener);
+    o = json_strict_parse(tokener, line, len);
     json_tokener_free(tokener);
-    if (!o || end < len || !json_object_is_type(o, json_type_object)) {
-        json_object_put(o);
+    if (!o)
         return fail(c, CODE_UNAVAILABLE,
                     "what answers at %s is not polluxd: it sent something else than a JSON object",
                     c->path);
-    }
     *ret = o;
     return CODE_GOOD;
 }

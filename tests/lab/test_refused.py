@@ -161,7 +161,8 @@ class Refused(Scenario):
             self.expect(lab, ("QEMU", "another 1:2.3-4 there"))
         with self.fact("another VM's standby: refused, both names said"):
             self.kill(lab, "b", "polluxd")
-            self.start_polluxd(lab, "b", change={"--vm": "other"})
+            state = lab.path("b", "state-of-other")
+            self.start_polluxd(lab, "b", change={"--vm": "other", "--state-dir": state})
             self.wait_state(lab, "b", "standby-wait")
             self.expect(lab, ("another VM", "guest", "other"))
             self.kill(lab, "b", "polluxd")
