@@ -88,6 +88,7 @@ void qemu_deadline(struct world *w, struct side *d, uint64_t id)
             return;
         }
         if (c->type == CMD_APPLY && c->life == d->life && w->now - d->hangs_since >= APPLY_DEADLINE) {
+            d->load_fault |= d->ask != 0; /* an ask on its way may still win what nobody can load any more */
             qemu_hang_up(w, d);
             return;
         }
@@ -421,8 +422,9 @@ static void apply(struct world *w, struct side *d, const struct cmd *c)
     struct qemu *q = &d->q;
     struct store_slot *from = &d->store.slot[c->slot];
 
-    if (q->role != QEMU_STANDBY || d->store.id != c->arena || !d->store.open)
-        return; /* of a store that was closed meanwhile: its pages are still those, and a FULL epoch comes first */
+    /* What a dead polluxd had asked for still finds its arena as it was. In one that was closed in life are no pages. */
+    if (q->role != QEMU_STANDBY || d->store.id != c->arena || (!d->store.open && c->life == d->life))
+        return;
     for (unsigned i = 0; i < PAGES; i++) {
         if (from->slot.pages.mask & (1u << i))
             q->ram[i] = from->slot.pages.version[i];
