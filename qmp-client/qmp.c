@@ -359,8 +359,8 @@ static int keep_piece(struct qmp_client *c, const char *bytes, size_t len)
 }
 
 /*
- * One piece of one message. The parser sees whole messages only: what it makes of a number that was cut in two
- * differs from one version of json-c to the next.
+ * One piece of one message. The parser sees whole messages only: a character beyond ASCII that was cut in two could
+ * not be written in the way that every version of json-c takes (json_strict.h).
  * @return bytes used, or -errno when it ended the connection
  */
 static ssize_t feed_piece(struct qmp_client *c, const char *bytes, size_t len)
