@@ -145,13 +145,6 @@ void session_lose_peer(struct session *s, const char *reason)
     }
 }
 
-static void outdated(struct session *s, const char *reason)
-{
-    session_move(s, ST_OUTDATED, reason);
-    session_act_done(s, SA_STOP_GUEST, &s->wait_stop);
-    session_output(s, OUTPUT_DROP);
-}
-
 /* A QEMU is there: what we are follows from what was saved and from whether its guest has run. */
 static void adopt_guest(struct session *s, bool booted_anew)
 {
@@ -160,7 +153,7 @@ static void adopt_guest(struct session *s, bool booted_anew)
     session_stop_checkpoint(s);
     /* The copy that an operator wanted is gone, and with it his word; the register was never told of its generation. */
     if (s->persist.role == ROLE_ACTIVE_FORCED && (booted_anew || s->guest == GUEST_FRESH)) {
-        s->generation--;
+        session_forget_force(s);
         session_save(s, ROLE_STANDBY);
     }
     if (s->guest == GUEST_FRESH) {
@@ -169,7 +162,7 @@ static void adopt_guest(struct session *s, bool booted_anew)
     }
     if (booted_anew && (s->persist.role == ROLE_ACTIVE_PROTECTING || s->persist.role == ROLE_STANDBY)) {
         /* Whatever was protected is not in this QEMU, so it must not even ask. */
-        outdated(s, "QEMU was started anew, and the state that was protected is not in it");
+        session_outdated(s, "QEMU was started anew, and the state that was protected is not in it");
         session_save(s, ROLE_OUTDATED);
         return;
     }
@@ -197,7 +190,7 @@ static void adopt_guest(struct session *s, bool booted_anew)
         session_claim(s, "polluxd started while the guest ran");
         break;
     case ROLE_OUTDATED:
-        outdated(s, "another side was granted the guest before");
+        session_outdated(s, "another side was granted the guest before");
         break;
     }
 }
@@ -236,13 +229,14 @@ static void on_guest_over(struct session *s, const struct session_event *e)
         a->code = 1;
     }
     s->started = s->pipe.capturing = s->frozen = false;
-    s->first_claim = s->unpairing = s->forced = s->adopt = false;
+    s->first_claim = s->unpairing = s->adopt = false;
     /* Nothing that this QEMU was asked will be answered. */
     s->wait_output = s->wait_start = s->wait_stop = s->wait_load = s->wait_run = 0;
     s->connect_at_ns = s->ask_at_ns = s->output_at_ns = NEVER;
     s->generation = s->persist.generation; /* of a sync or a promotion that did not end nothing is left */
-    if (!lost && s->persist.role == ROLE_ACTIVE_FORCED)
-        s->generation--;
+    if (!lost)
+        session_forget_force(s); /* a QEMU that was lost may be found again */
+    s->forced = false;
     session_reply(s, 1, "the guest ended meanwhile");
     session_move(s, ST_ENDED,
                  !lost  ? "the guest shut itself down"
@@ -387,9 +381,8 @@ static void on_save_done(struct session *s, int error)
             session_ask(s);
             return;
         }
-        s->first_claim = s->paired = false;
-        session_move(s, ST_NONE, "the state file could not be written");
-        session_reply(s, 1, "the state file could not be written; see the log for path and cause");
+        session_drop_first_claim(s, "the state file could not be written", 1,
+                                 "the state file could not be written; see the log for path and cause");
     } else if (error && s->state == ST_ENTERING && !s->pipe.sent) {
         start_failed(s, "the state file could not be written");
     } else if (error && (s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY)) {
@@ -453,17 +446,14 @@ static void on_guest_stopped(struct session *s)
 
 static void on_guest_resumed(struct session *s)
 {
-    bool not_by_us = s->state == ST_STANDBY_WAIT || s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY ||
-                     s->state == ST_STANDBY_ASKING;
-
     /* Until QEMU has answered our stop, a resume is older than it. */
     if (!s->wait_stop)
         s->frozen = false;
-    if (!not_by_us)
+    if (s->state != ST_STANDBY_WAIT && !session_standby_holds(s))
         return;
     /* libvirt starts QEMU with -S and resumes it: it booted, and was a standby only in our eyes. */
     session_disconnect(s);
-    if (s->state != ST_STANDBY_WAIT)
+    if (session_standby_holds(s))
         session_standby_leave(s, "the standby's guest was resumed by somebody else");
     s->guest = GUEST_RUNNING;
     adopt_guest(s, true);

@@ -26,6 +26,18 @@ void session_save(struct session *s, enum session_role role)
     session_act_done(s, SA_SAVE, &s->wait_save)->persist = s->persist;
 }
 
+void session_save_alone(struct session *s)
+{
+    session_save(s, s->forced ? ROLE_ACTIVE_FORCED : ROLE_ACTIVE_ALONE);
+}
+
+void session_forget_force(struct session *s)
+{
+    if (s->persist.role == ROLE_ACTIVE_FORCED)
+        s->generation--;
+    s->forced = false;
+}
+
 void session_output(struct session *s, enum session_output mode)
 {
     s->output = mode;
@@ -103,7 +115,7 @@ static void alone_again(struct session *s, const char *reason)
 {
     session_move(s, ST_ALONE, reason);
     session_pass_and_run(s);
-    session_save(s, ROLE_ACTIVE_ALONE);
+    session_save_alone(s);
 }
 
 /* We run the guest but may no longer (or not yet) call ourselves alone: ask, after the standby's head start. */
@@ -153,8 +165,7 @@ void session_finish_alone(struct session *s)
     } else if (s->unpairing) {
         s->unpairing = false;
         s->paired = false;
-        s->generation -= s->forced; /* the register was never told of it */
-        s->forced = false;
+        session_forget_force(s);
         s->ask_at_ns = NEVER;
         session_move(s, ST_NONE, "unpaired by the operator");
         session_save(s, ROLE_NONE);
@@ -167,12 +178,27 @@ static void granted_alone(struct session *s, const char *reason)
     s->first_claim = false;
     session_move(s, ST_ALONE, reason);
     session_pass_and_run(s);
-    session_save(s, s->forced ? ROLE_ACTIVE_FORCED : ROLE_ACTIVE_ALONE);
+    session_save_alone(s);
     session_connect_after(s, s->connect_slowly ? 10 * s->config.reconnect_ns : 0);
     s->connect_slowly = s->adopt = false;
     if (!s->unpairing)
         session_reply(s, 0, s->forced ? "forced: this side runs the guest without a grant"
                                       : "the arbiter granted this side; syncing goes on in the background");
+}
+
+void session_drop_first_claim(struct session *s, const char *reason, int code, const char *text)
+{
+    s->first_claim = s->paired = false;
+    s->ask_at_ns = NEVER;
+    session_move(s, ST_NONE, reason);
+    session_reply(s, code, text);
+}
+
+void session_outdated(struct session *s, const char *reason)
+{
+    session_move(s, ST_OUTDATED, reason);
+    session_act_done(s, SA_STOP_GUEST, &s->wait_stop);
+    session_output(s, OUTPUT_DROP);
 }
 
 static void refused(struct session *s, const struct session_event *e)
@@ -186,12 +212,9 @@ static void refused(struct session *s, const struct session_event *e)
         return;
     }
     if (s->first_claim) {
-        s->first_claim = false;
-        s->paired = false;
-        session_move(s, ST_NONE, "the arbiter refused the first generation");
-        session_reply(s, 106,
-                      "the arbiter already has a history of this VM; if this guest is the copy to "
-                      "keep, say pair --adopt");
+        session_drop_first_claim(s, "the arbiter refused the first generation", 106,
+                                 "the arbiter already has a history of this VM; if this guest is the copy to keep, say "
+                                 "pair --adopt");
         return;
     }
     s->unpairing = s->adopt = false;
@@ -200,9 +223,7 @@ static void refused(struct session *s, const struct session_event *e)
         session_output(s, OUTPUT_PASS);
         return;
     }
-    session_move(s, ST_OUTDATED, text);
-    session_act_done(s, SA_STOP_GUEST, &s->wait_stop);
-    session_output(s, OUTPUT_DROP);
+    session_outdated(s, text);
     session_save(s, ROLE_OUTDATED);
     session_reply(s, 106, "the arbiter granted the other side; this guest was stopped");
     if (s->ending)
@@ -221,7 +242,7 @@ static void unreachable(struct session *s)
     if (overruling(s) && !s->adopt) {
         session_reply(s, 106,
                       "the arbiter did not answer; it may have granted this copy already, so it is asked until it does");
-    } else if (overruling(s)) { /* only asked what it knows: nothing can have been granted */
+    } else if (overruling(s)) { /* asked only for the generation after ours, which another side has as a rule */
         s->adopt = false;
         s->ask_at_ns = NEVER;
         session_move(s, ST_OUTDATED, "the arbiter did not answer, so this copy stays stopped");
@@ -229,11 +250,8 @@ static void unreachable(struct session *s)
                       "the arbiter does not answer, so this copy stays stopped: start the witness (or another one with "
                       "--restore), and say it again");
     } else if (s->first_claim) {
-        s->first_claim = false;
-        s->paired = false;
-        s->ask_at_ns = NEVER;
-        session_move(s, ST_NONE, "the arbiter did not answer");
-        session_reply(s, 69, "the arbiter does not answer; see that the witness runs and can be reached");
+        session_drop_first_claim(s, "the arbiter did not answer", 69,
+                                 "the arbiter does not answer; see that the witness runs and can be reached");
     } else {
         session_reply(s, 106,
                       "the arbiter does not answer; it is asked until it does. promote --force now runs this copy "
@@ -266,7 +284,7 @@ static void on_forced_answer(struct session *s, const struct session_event *e, b
 
     if (yes || (e->code == GRANT_NO && e->flag && e->generation == s->generation)) {
         s->forced = false;
-        session_save(s, ROLE_ACTIVE_ALONE);
+        session_save_alone(s);
         session_connect_after(s, 0);
         snprintf(text, sizeof(text), "the arbiter knows now that the operator forced generation %llu",
                  (unsigned long long)s->generation);
@@ -358,7 +376,7 @@ void session_on_capture_failed(struct session *s, const struct session_event *e)
 
     s->pipe.capturing = false;
     s->connect_slowly = true;
-    if (s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY || s->state == ST_STANDBY_ASKING) {
+    if (session_standby_holds(s)) {
         /* A standby's QEMU ended its session (a device was plugged, the guest was started): the copy is of no use. */
         session_disconnect(s);
         session_standby_leave(s, reason);

@@ -60,6 +60,9 @@ void session_standby_begin(struct session *s, uint64_t generation);
 void session_standby_ack(struct session *s);
 void session_standby_promote(struct session *s, const char *reason);
 void session_standby_leave(struct session *s, const char *reason);
+
+/** A copy, whole or not yet, is in our QEMU. */
+bool session_standby_holds(const struct session *s);
 void session_on_load_done(struct session *s, int error);
 void session_on_run_done(struct session *s, int error);
 
@@ -71,6 +74,18 @@ void session_output(struct session *s, enum session_output mode);
 void session_pass_and_run(struct session *s);
 void session_stop_checkpoint(struct session *s);
 void session_claim(struct session *s, const char *reason);
+
+/** Alone, as the file should say it: with the arbiter's knowledge, or by force. */
+void session_save_alone(struct session *s);
+
+/** Another side runs the guest: ours is stopped, and what it held is dropped. Saving it is the caller's. */
+void session_outdated(struct session *s, const char *reason);
+
+/** The first claim came to nothing: as if pair had not been said, which is answered. */
+void session_drop_first_claim(struct session *s, const char *reason, int code, const char *text);
+
+/** Back to the generation that the register may know, when what was forced is over. The caller saves it. */
+void session_forget_force(struct session *s);
 
 /** Alone by the operator's force, and the register does not know of it. */
 bool session_forced(const struct session *s);

@@ -17,6 +17,11 @@ void session_standby_begin(struct session *s, uint64_t generation)
     s->started = true;
 }
 
+bool session_standby_holds(const struct session *s)
+{
+    return s->state == ST_STANDBY_SYNCING || s->state == ST_STANDBY_READY || s->state == ST_STANDBY_ASKING;
+}
+
 void session_standby_leave(struct session *s, const char *reason)
 {
     session_stop_checkpoint(s);
@@ -128,7 +133,7 @@ void session_on_run_done(struct session *s, int error)
         session_disconnect(s);
     session_act(s, SA_ANNOUNCE);
     session_move(s, ST_ALONE, s->forced ? "promoted by force, no standby" : "promoted, no standby");
-    session_save(s, s->forced ? ROLE_ACTIVE_FORCED : ROLE_ACTIVE_ALONE);
+    session_save_alone(s);
     s->paired = true;
     session_connect_after(s, s->config.reconnect_ns);
     session_reply(s, 0, s->forced ? "forced: this side runs the guest without a grant" : "granted: this side runs the guest");
